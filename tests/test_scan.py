@@ -1,0 +1,107 @@
+import copy
+import random
+
+import pytest
+import torch
+from conftest import CONFIGS, make_model
+from torch.testing import assert_close
+
+from trim_trainer import drop_layers
+from trim_trainer.architectures import find_layers
+from trim_trainer.calibration import ScoredExample, measure
+from trim_trainer.scan import Layout, choose_layout, scan_layers, score_choices
+
+PLAIN, UNPACKED, PACKED = Layout(False, False), Layout(False, True), Layout(True, True)
+
+
+def draw_examples(number, seed=0):
+    rng = random.Random(seed)
+
+    def ids(low, high):
+        return tuple(rng.randrange(3, 60) for _ in range(rng.randrange(low, high)))
+
+    examples = []
+    for _ in range(number):
+        choices = tuple(ids(1, 5) for _ in range(4))
+        examples.append(ScoredExample(ids(3, 12), choices, choices, rng.randrange(4)))
+    return examples
+
+
+@torch.no_grad()
+def forward_log_probs(model, examples):
+    """One ordinary forward pass per choice, without a batch, a mask or a hook."""
+    totals = []
+    for example in examples:
+        for choice in example.choice_ids:
+            ids = torch.tensor([example.prompt_ids + choice])
+            log_probs = model(ids, use_cache=False).logits[0].log_softmax(-1)
+            start = len(example.prompt_ids)
+            totals.append(sum(log_probs[start + t - 1, token].item() for t, token in enumerate(choice)))
+    return torch.tensor(totals)
+
+
+@pytest.mark.parametrize("layout", [PLAIN, UNPACKED, PACKED], ids=str)
+def test_scores_are_those_of_plain_forward_passes(layout, tiny_model):
+    model, examples = tiny_model(), draw_examples(7)
+    assert_close(score_choices(model, examples, layout), forward_log_probs(model, examples), atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("model_type", CONFIGS)
+def test_leaving_a_layer_out_scores_like_dropping_it(model_type, attention, tiny_model):
+    model, examples = tiny_model(model_type), draw_examples(5)
+    model.set_attn_implementation(attention)
+    scan = scan_layers(model, examples, choose_layout(model, examples))
+    assert_close(scan.log_probs[0], forward_log_probs(model, examples), atol=1e-4, rtol=1e-5)
+    for layer in range(len(find_layers(model))):
+        trimmed = drop_layers(copy.deepcopy(model), [layer])
+        assert_close(scan.log_probs[1 + layer], forward_log_probs(trimmed, examples), atol=1e-4, rtol=1e-5)
+
+
+def test_a_window_shorter_than_a_packed_row_is_noticed(tiny_model):
+    examples = draw_examples(5)
+    assert choose_layout(tiny_model("llama"), examples) == PACKED
+    assert choose_layout(tiny_model("gemma3_text"), examples) == UNPACKED
+    assert choose_layout(make_model("gemma3_text", sliding_window=64), examples) == PACKED
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 100, 100_000])
+def test_batch_size_changes_nothing(batch_tokens, tiny_model):
+    model, examples = tiny_model(), draw_examples(9)
+    expected = scan_layers(model, examples, PACKED)
+    scan = scan_layers(model, examples, PACKED, batch_tokens=batch_tokens)
+    assert_close(scan.log_probs, expected.log_probs, atol=1e-4, rtol=1e-5)
+    assert_close(scan.activation_norms, expected.activation_norms)
+
+
+def test_activation_norm_is_the_frobenius_norm_of_the_output_in_every_layout(tiny_model):
+    model, (example,) = tiny_model(), draw_examples(1)
+    outputs = []
+    find_layers(model)[2].register_forward_hook(lambda layer, args, output: outputs.append(output))
+    rows = [torch.tensor([example.prompt_ids + choice]) for choice in example.choice_ids]
+    with torch.no_grad():
+        for row in rows:
+            model(row)
+    start = len(example.prompt_ids)
+    tokens = torch.cat([outputs[0][0, :start], *(output[0, start:] for output in outputs)])
+    for layout in (PLAIN, UNPACKED, PACKED):
+        norms = scan_layers(model, [example], layout).activation_norms
+        assert_close(norms[2], torch.linalg.matrix_norm(tokens), rtol=1e-4, atol=1e-4)
+
+
+def test_unlabelled_tokens_do_not_count(tiny_model):
+    model = tiny_model()
+    whole = ScoredExample((5, 6), ((7, 8, 9),), ((7, 8, 9),))
+    part = ScoredExample((5, 6), ((7, 8, 9),), ((7, -100, 9),))
+    middle = ScoredExample((5, 6, 7), ((8, 9),), ((8, -100),))
+    scores = score_choices(model, [whole, part, middle], PACKED)
+    assert_close(scores[0] - scores[1], scores[2])
+    assert_close(measure(scores[1:2], [part], "loss"), -scores[1] / 2)
+
+
+def test_a_scan_leaves_the_model_as_it_was(tiny_model):
+    model = tiny_model().train()
+    scan_layers(model, draw_examples(3), PACKED)
+    assert model.training
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())

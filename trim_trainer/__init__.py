@@ -1,0 +1,38 @@
+"""Fine-tune an LLM and drop its decoder layers while it trains; the result is a standard checkpoint."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+# Public name -> module. Resolved on first use, so that `import trim_trainer` loads no torch.
+_PUBLIC = {
+    "CRITERIA": "importance",
+    "TrimConfig": "config",
+    "TrimHistory": "history",
+    "TrimTrainer": "trainer",
+    "drop_layers": "surgery",
+    "score_layers": "importance",
+    "verify_checkpoint": "verification",
+}
+
+__all__ = sorted(_PUBLIC)  # noqa: PLE0605
+
+if TYPE_CHECKING:
+    from .config import TrimConfig as TrimConfig
+    from .history import TrimHistory as TrimHistory
+    from .importance import CRITERIA as CRITERIA
+    from .importance import score_layers as score_layers
+    from .surgery import drop_layers as drop_layers
+    from .trainer import TrimTrainer as TrimTrainer
+    from .verification import verify_checkpoint as verify_checkpoint
+
+
+def __getattr__(name: str):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_PUBLIC[name]}", __name__), name)
+
+
+def __dir__():
+    return [*globals(), *_PUBLIC]

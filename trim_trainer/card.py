@@ -1,0 +1,139 @@
+"""History and measurements -> model card, recipe and plots. What was not measured is not printed."""
+
+import enum
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+from trl.trainer.utils import get_config_model_id
+
+from .history import Measurement, TrimHistory
+from .importance import CRITERIA
+from .plots import IMPORTANCE_PLOT, METRIC_PLOT, plot_importance, plot_metric
+
+RECIPE_NAME = "recipe.yaml"
+VERSIONED = ("trim-trainer", "trl", "transformers", "torch", "datasets", "accelerate")
+# Settings that say where a run lives, not what it does.
+LOCAL_SETTINGS = {
+    "output_dir", "logging_dir", "run_name", "hub_token", "resume_from_checkpoint", "overwrite_output_dir", "use_cpu",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What the card says beside the history. None means not known, and prints nothing."""
+
+    model_name: str
+    num_train_examples: int | None
+    recipe: dict[str, Any]
+    versions: dict[str, str]
+    tags: tuple[str, ...] = ()
+    base_model: str | None = None
+    license: str | None = None
+    dataset_name: str | None = None
+
+
+def collect_facts(trainer, model_name: str | None = None, dataset_name: str | None = None, tags=None) -> CardFacts:
+    """Take the facts of the card from a trainer; `recipe` entries come before what the model's config knows."""
+    settings = changed_settings(trainer.args)
+    recipe = dict(trainer.recipe or settings)
+    source = get_config_model_id(trainer.model.config) or None
+    is_hub_id = source is not None and source.count("/") == 1 and not Path(source).exists()
+    tags = [tags] if isinstance(tags, str) else list(tags or ())
+    dataset = trainer.train_dataset
+    return CardFacts(
+        model_name=model_name or (trainer.hub_model_id or trainer.args.output_dir).rstrip("/").split("/")[-1],
+        num_train_examples=len(dataset) if hasattr(dataset, "__len__") else None,
+        recipe=recipe,
+        versions={name: metadata.version(name) for name in VERSIONED},
+        tags=tuple(dict.fromkeys(["trl", "sft", "trim-trainer", "trimmed", *tags])),
+        base_model=recipe.get("base_model") or (source if is_hub_id else None),
+        license=recipe.get("license"),
+        dataset_name=dataset_name or recipe.get("dataset_name"),
+    )
+
+
+def changed_settings(config: Any) -> dict[str, Any]:
+    """Return the fields of a config dataclass that are not at their default, as plain values."""
+    changed = {}
+    for entry in fields(config):
+        value = getattr(config, entry.name)
+        value = value.value if isinstance(value, enum.Enum) else value
+        default = entry.default.value if isinstance(entry.default, enum.Enum) else entry.default
+        is_plain = isinstance(value, (int, float, str, bool)) or (isinstance(value, list) and value)
+        if entry.init and is_plain and value != default and entry.name not in LOCAL_SETTINGS:
+            changed[entry.name] = value
+    return changed
+
+
+def write_card(directory: str | Path, history: TrimHistory, facts: CardFacts) -> None:
+    """Write `README.md`, `recipe.yaml` and the plots into `directory`."""
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RECIPE_NAME).write_text(yaml.safe_dump(facts.recipe, sort_keys=False), encoding="utf-8")
+    if history.rounds:
+        plot_importance(history, folder / IMPORTANCE_PLOT)
+    if history.drops:
+        plot_metric(history, folder / METRIC_PLOT)
+    (folder / "README.md").write_text(render_card(history, facts), encoding="utf-8")
+
+
+def render_card(history: TrimHistory, facts: CardFacts) -> str:
+    """Return the model card as Markdown with its YAML head."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("trim_trainer"), undefined=jinja2.StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.filters["percent"] = lambda value: f"{100 * value:.1f} %"
+    trimmed = history.measured("trimmed")
+    is_current = trimmed is not None and trimmed.depth == history.depth
+    return environment.get_template("model_card.md").render(
+        metadata=card_metadata(history, facts).to_yaml(),
+        history=history,
+        facts=facts,
+        before=history.measured("untrimmed"),
+        after=trimmed if is_current else None,
+        recipe=yaml.safe_dump(facts.recipe, sort_keys=False),
+        importance_plot=IMPORTANCE_PLOT if history.rounds else None,
+        metric_plot=METRIC_PLOT if history.drops else None,
+        paper=CRITERIA[history.importance].paper,
+    )
+
+
+def card_metadata(history: TrimHistory, facts: CardFacts) -> ModelCardData:
+    """Return the YAML head, by the Hub's rules for each field."""
+    datasets = [facts.dataset_name] if facts.dataset_name and _is_hub_id(facts.dataset_name) else None
+    trimmed = history.measured("trimmed")
+    results = list(_eval_results(trimmed, facts)) if trimmed and trimmed.depth == history.depth else None
+    return ModelCardData(
+        base_model=facts.base_model,
+        license=facts.license,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        datasets=datasets,
+        tags=list(facts.tags),
+        model_name=facts.model_name,
+        eval_results=results or None,
+    )
+
+
+def _eval_results(measured: Measurement, facts: CardFacts) -> Iterable[EvalResult]:
+    if measured.accuracy is None or facts.dataset_name is None:
+        return
+    yield EvalResult(
+        task_type="multiple-choice",
+        dataset_type=facts.dataset_name,
+        dataset_name=facts.dataset_name,
+        metric_type="accuracy",
+        metric_value=round(measured.accuracy, 4),
+        metric_name=f"accuracy (n = {measured.num_examples})",
+    )
+
+
+def _is_hub_id(name: str) -> bool:
+    return name.count("/") == 1 and ":" not in name and not Path(name).exists()

@@ -1,0 +1,132 @@
+"""The command `trim-trainer`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from . import __version__
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a subcommand; return the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(prog="trim-trainer", description="Fine-tune an LLM while its layers are dropped.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("train", add_help=False, help="train from a recipe: --config recipe.yaml [--field value ...]")
+    command, rest = parser.parse_known_args(arguments[:1])[0].command, arguments[1:]
+    return {"train": train}[command](rest)
+
+
+def train(arguments: list[str]) -> int:
+    """Train as a recipe says, save the result, and print what was measured."""
+    from .recipe import build_trainer, estimate_seconds, parse_recipe
+
+    quiet_libraries()
+    try:
+        recipe = parse_recipe(arguments, prog="trim-trainer train")
+        print(f"Loading {recipe.model_args.model_name_or_path} and {recipe.script_args.dataset_name} …", flush=True)
+        trainer = build_trainer(recipe)
+        replace_progress_bar(trainer)
+        if trainer.history is not None:
+            minutes = estimate_seconds(trainer) / 60
+            print(
+                f"{trainer.history.num_layers} → {trainer.history.target_layers} layers, about {minutes:.0f} min on "
+                f"{describe_device(trainer)}.",
+                flush=True,
+            )
+        trainer.train(resume_from_checkpoint=recipe.training_args.resume_from_checkpoint)
+    except (ValueError, FileExistsError, FileNotFoundError, ModuleNotFoundError) as error:
+        print(f"trim-trainer: {error}", file=sys.stderr)
+        return 2
+    trainer.save_model()
+    trainer.create_model_card()
+    if trainer.history is not None:
+        print_summary(trainer)
+    if recipe.training_args.push_to_hub:
+        trainer.push_to_hub()
+    return 0
+
+
+def describe_device(trainer) -> str:
+    """The device that the run uses, in words."""
+    from .evaluation import device_name
+
+    return device_name(trainer.model.device)
+
+
+def quiet_libraries() -> None:
+    """Keep progress bars of single calls out of the way of the run's own."""
+    import warnings
+
+    import datasets
+    import transformers
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+
+
+def replace_progress_bar(trainer) -> None:
+    """Let the progress bar show loss and depth, and one line per drop."""
+    from transformers import ProgressCallback
+
+    class TrimProgress(ProgressCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if not state.is_world_process_zero or self.training_bar is None:
+                return
+            if "trim_depth" in logs:
+                self.training_bar.write(describe_drop(trainer.history, state))
+                self.training_bar.set_postfix(layers=logs["trim_depth"])
+            elif "loss" in logs:
+                self.training_bar.set_postfix(layers=self.depth(), loss=f"{logs['loss']:.3f}")
+
+        def depth(self):
+            return trainer.history.depth if trainer.history is not None else "all"
+
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(TrimProgress)
+
+
+def describe_drop(history, state) -> str:
+    """One line about the last drop."""
+    last = history.rounds[-1]
+    layers = ", ".join(f"{layer} (score {last.score_of(layer):+.4f})" for layer in last.dropped)
+    return (
+        f"step {last.step}/{state.max_steps}: dropped layer {layers}; {history.calibration_metric} {last.metric:.3f} "
+        f"→ {last.metric_after:.3f}; {last.depth_after} layers left; {last.tokens_per_second:.1f} tokens/s; "
+        f"{last.seconds:.0f} s"
+    )
+
+
+def print_summary(trainer) -> None:
+    """Print the closing table: before, after, and where the result is."""
+    from rich.console import Console
+    from rich.table import Table
+
+    history = trainer.history
+    before, after = history.measured("untrimmed"), history.measured("trimmed")
+    table = Table("", "before training", "after", title=f"{history.num_layers} → {history.depth} layers")
+    rows = [
+        ("layers", "depth", "{:d}"),
+        ("parameters", "num_parameters", "{:,}"),
+        (f"accuracy (n = {after.num_examples})", "accuracy", "{:.3f}"),
+        ("accuracy of the most frequent answer", "majority_accuracy", "{:.3f}"),
+        ("loss (nats per scored token)", "loss", "{:.4f}"),
+        ("tokens/s, greedy, batch of one", "tokens_per_second", "{:.1f}"),
+    ]
+    for label, name, form in rows:
+        values = [getattr(measured, name) for measured in (before, after)]
+        if None not in values:
+            table.add_row(label, *(form.format(value) for value in values))
+    Console().print(table)
+    scans = sum(a_round.seconds for a_round in history.rounds)
+    print(f"Dropped, in order: {', '.join(map(str, history.dropped))}. Calibration took {scans:.0f} s.")
+    if history.stopped is not None:
+        print(f"Dropping stopped early: {history.stopped}.")
+    print(f"Saved, reloaded and compared: {Path(trainer.args.output_dir).resolve()}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""TrimConfig: SFTConfig plus the fields that say how far, when and by what measure layers are dropped."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import SFTConfig
+
+from .calibration import METRICS
+from .importance import find_criterion
+
+STRATEGIES = ("epoch", "steps")
+
+
+@dataclass
+class TrimConfig(SFTConfig):
+    """Configuration of [`TrimTrainer`]: everything of [`trl.SFTConfig`], and the fields below.
+
+    With neither `target_layers` nor `target_ratio` no layer is dropped and training is exactly SFTTrainer's.
+    """
+
+    _VALID_DICT_FIELDS = SFTConfig._VALID_DICT_FIELDS
+
+    target_layers: int | None = field(
+        default=None,
+        metadata={"help": "Depth to reach, in layers: at least 1 and below the model's depth."},
+    )
+    target_ratio: float | None = field(
+        default=None,
+        metadata={"help": "Share of the layers to drop, in (0, 1). Instead of `target_layers`."},
+    )
+    trim_strategy: str = field(
+        default="steps",
+        metadata={
+            "help": "When layers are dropped: 'epoch' at the end of each epoch, 'steps' every `trim_steps` steps.",
+            "choices": list(STRATEGIES),
+        },
+    )
+    trim_steps: float | None = field(
+        default=None,
+        metadata={
+            "help": "Optimizer steps between two drops; below 1 a share of all steps. None spreads the drops evenly "
+            "and leaves the last quarter of the run to heal. Only for `trim_strategy='steps'`."
+        },
+    )
+    trim_delay: float = field(
+        default=0,
+        metadata={"help": "Steps or epochs, depending on `trim_strategy`, before the first drop can happen."},
+    )
+    layers_per_trim: int = field(default=1, metadata={"help": "Layers dropped each time, at least 1."})
+    importance: str = field(
+        default="sensitivity",
+        metadata={"help": "Criterion by which layers are chosen, a name in `trim_trainer.CRITERIA`."},
+    )
+    calibration_size: int = field(
+        default=50,
+        metadata={
+            "help": "Examples of the calibration set. Without a calibration data set they are held out of the "
+            "training set, never taken from the evaluation set."
+        },
+    )
+    calibration_metric: str | None = field(
+        default=None,
+        metadata={
+            "help": "What a layer's removal is judged by on the calibration set: 'accuracy' over the `choices`, or "
+            "'loss' of the right completion. None: accuracy if the examples have choices, else loss.",
+            "choices": [*METRICS, None],
+        },
+    )
+    sparse_update_ratio: float | None = field(
+        default=0.25,
+        metadata={
+            "help": "Share of the layers that trains, in (0, 1]: those most likely to be kept. Embeddings, head and "
+            "the other layers are frozen. None trains all parameters."
+        },
+    )
+    max_metric_drop: float | None = field(
+        default=None,
+        metadata={
+            "help": "Quality floor: how much worse than before the first drop the metric may be on the calibration "
+            "set, at least 0. Crossing it restores the last good depth and stops dropping."
+        },
+    )
+    protected_layers: list[int] | None = field(
+        default=None,
+        metadata={"help": "Layers that are never dropped, by their numbers in the untrimmed model, from 0."},
+    )
+    save_depths: list[int] | None = field(
+        default=None,
+        metadata={"help": "Depths on the way that are kept as checkpoints of their own, in `depth-N` folders."},
+    )
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={"help": "Whether `output_dir` may hold another trimming run, whose checkpoints are then deleted."},
+    )
+
+    @property
+    def is_trimming(self) -> bool:
+        """Whether a target is set."""
+        return self.target_layers is not None or self.target_ratio is not None
+
+    def __post_init__(self):
+        self._check_trim_fields()
+        super().__post_init__()
+
+    def _check_trim_fields(self) -> None:
+        if self.target_layers is not None and self.target_ratio is not None:
+            raise ValueError(
+                f"`target_layers` is {self.target_layers} and `target_ratio` is {self.target_ratio}: set exactly one."
+            )
+        find_criterion(self.importance)
+        rules: list[tuple[str, Any, str]] = [
+            ("target_layers", lambda v: v is None or v >= 1, "a depth of at least 1 layer"),
+            ("target_ratio", lambda v: v is None or 0 < v < 1, "a share in (0, 1); to drop 40 % write 0.4"),
+            ("trim_strategy", STRATEGIES.__contains__, f"one of {', '.join(STRATEGIES)}"),
+            ("trim_steps", lambda v: v is None or v > 0, "a positive number of steps, or a share of them below 1"),
+            ("trim_delay", lambda v: v >= 0, "a number of steps or epochs, at least 0"),
+            ("layers_per_trim", lambda v: v >= 1, "at least 1"),
+            ("calibration_size", lambda v: v >= 1, "at least 1 example"),
+            ("calibration_metric", (*METRICS, None).__contains__, f"one of {', '.join(METRICS)}, or None"),
+            ("sparse_update_ratio", lambda v: v is None or 0 < v <= 1, "a share in (0, 1], or None for all parameters"),
+            ("max_metric_drop", lambda v: v is None or v >= 0, "at least 0; a drop of 2 points of accuracy is 0.02"),
+        ]
+        for name, is_valid, rule in rules:
+            if not is_valid(getattr(self, name)):
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}, expected {rule}.")
+        if self.trim_steps is not None and self.trim_steps > 1 and self.trim_steps != int(self.trim_steps):
+            raise ValueError(f"`trim_steps` is {self.trim_steps}, expected whole steps, or a share of them below 1.")
+        if self.trim_steps is not None and self.trim_strategy == "epoch":
+            raise ValueError(
+                f"`trim_steps` is {self.trim_steps}, but `trim_strategy` is 'epoch'. Set `trim_strategy` to 'steps', "
+                "or leave `trim_steps` out."
+            )

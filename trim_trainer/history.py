@@ -1,0 +1,134 @@
+"""What a run dropped, when and why: plain data, saved as `trim_history.json` beside the weights."""
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+HISTORY_NAME = "trim_history.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Round:
+    """One calibration of all layers that were left, and what followed from it.
+
+    Layers carry the numbers they had in the untrimmed model. `scores` and `activation_norms` are parallel to `layers`.
+    The first round of a run drops nothing: it chooses the layers of the sparse update.
+    """
+
+    step: int
+    layers: tuple[int, ...]
+    scores: tuple[float, ...]
+    metric: float  # on the calibration set, before this round's drop
+    seconds: float
+    activation_norms: tuple[float, ...] | None = None
+    dropped: tuple[int, ...] = ()
+    metric_after: float | None = None  # on the calibration set, right after the drop; None: nothing was dropped
+    tokens_per_second: float | None = None  # greedy decoding right after the drop; None: not measured
+    trained_layers: tuple[int, ...] | None = None  # None: all parameters train
+
+    @property
+    def depth_after(self) -> int:
+        """Number of layers that are left after this round."""
+        return len(self.layers) - len(self.dropped)
+
+    def score_of(self, layer: int) -> float:
+        """Importance score of a layer, by its original number; higher = keep."""
+        return self.scores[self.layers.index(layer)]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Measured facts about the model at one depth. None means not measured, and is printed nowhere."""
+
+    name: str  # "untrimmed", "trimmed"
+    depth: int
+    num_parameters: int
+    num_examples: int | None = None
+    accuracy: float | None = None
+    majority_accuracy: float | None = None  # of always giving the most frequent right answer
+    loss: float | None = None  # mean negative log-likelihood of the scored tokens, nats
+    tokens_per_second: float | None = None  # greedy decoding, batch of one, median
+    device: str | None = None
+    dtype: str | None = None
+    precision: str | None = None  # in which accuracy and loss were computed
+
+
+@dataclass(frozen=True)
+class TrimHistory:
+    """The whole run: every round, every measurement. Adding returns a new history."""
+
+    num_layers: int  # of the untrimmed model
+    target_layers: int
+    importance: str
+    calibration_metric: str
+    calibration_size: int
+    rounds: tuple[Round, ...] = ()
+    measurements: tuple[Measurement, ...] = ()
+    stopped: str | None = None  # why dropping ended above the target; None: it did not
+    format_version: int = field(default=FORMAT_VERSION)
+
+    @property
+    def dropped(self) -> tuple[int, ...]:
+        """Original numbers of the dropped layers, in the order in which they went."""
+        return tuple(layer for a_round in self.rounds for layer in a_round.dropped)
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """Original numbers of the layers that are left, in model order."""
+        return tuple(layer for layer in range(self.num_layers) if layer not in set(self.dropped))
+
+    @property
+    def depth(self) -> int:
+        """Number of layers that are left."""
+        return len(self.kept)
+
+    @property
+    def drops(self) -> tuple[Round, ...]:
+        """The rounds in which layers went."""
+        return tuple(a_round for a_round in self.rounds if a_round.dropped)
+
+    @property
+    def trained_layers(self) -> tuple[int, ...] | None:
+        """Original numbers of the layers that train now; None: all parameters do."""
+        return self.rounds[-1].trained_layers if self.rounds else None
+
+    def add(self, entry: Round | Measurement) -> "TrimHistory":
+        """Return a history with one more round or measurement; a measurement replaces the one of its name."""
+        if isinstance(entry, Round):
+            return replace(self, rounds=(*self.rounds, entry))
+        others = tuple(measurement for measurement in self.measurements if measurement.name != entry.name)
+        return replace(self, measurements=(*others, entry))
+
+
+    def measured(self, name: str) -> Measurement | None:
+        """The measurement of that name, or None."""
+        return next((measurement for measurement in self.measurements if measurement.name == name), None)
+
+    def save(self, directory: str | Path) -> Path:
+        """Write `trim_history.json` into `directory` and return its path."""
+        path = Path(directory) / HISTORY_NAME
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        return path
+
+    @classmethod
+    def load(cls, directory: str | Path) -> "TrimHistory":
+        """Read `trim_history.json` from `directory`.
+
+        Raises:
+            FileNotFoundError: `directory` holds no history.
+            ValueError: the file was written by a newer format.
+        """
+        data = json.loads((Path(directory) / HISTORY_NAME).read_text(encoding="utf-8"))
+        if data["format_version"] > FORMAT_VERSION:
+            raise ValueError(
+                f"`format_version` of {HISTORY_NAME} in {str(directory)!r} is {data['format_version']}, this version "
+                f"of trim_trainer reads up to {FORMAT_VERSION}. Upgrade trim_trainer."
+            )
+        rounds = tuple(Round(**{key: _tuples(value) for key, value in entry.items()}) for entry in data.pop("rounds"))
+        measurements = tuple(Measurement(**entry) for entry in data.pop("measurements"))
+        return cls(rounds=rounds, measurements=measurements, **data)
+
+
+def _tuples(value):
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,57 @@
+"""The two pictures of a run: importance of each layer per round, and the metric against depth."""
+
+import math
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from .history import TrimHistory
+
+IMPORTANCE_PLOT = "trim_importance.png"
+METRIC_PLOT = "trim_metric.png"
+INK, MUTED, ACCENT = "#1f2933", "#9aa5b1", "#d64545"
+
+
+def plot_importance(history: TrimHistory, path: str | Path) -> None:
+    """Draw one row per round, one column per layer of the untrimmed model; a cross marks the drop."""
+    rounds = history.rounds
+    grid = [[math.nan] * history.num_layers for _ in rounds]
+    for row, a_round in enumerate(rounds):
+        for layer, score in zip(a_round.layers, a_round.scores, strict=True):
+            grid[row][layer] = score
+    # The first and last layers matter so much more that the others would look alike: the scale ends at the third
+    # quartile, and says so.
+    scores = sorted(score for a_round in rounds for score in a_round.scores)
+    top = scores[(3 * len(scores)) // 4]
+    figure = Figure(figsize=(9, 1.6 + 0.3 * len(rounds)), layout="constrained")
+    axes = figure.subplots()
+    low = scores[0] if scores[0] < top else top - 1
+    image = axes.imshow(grid, aspect="auto", cmap="cividis", vmin=low, vmax=top, interpolation="nearest")
+    for row, a_round in enumerate(rounds):
+        axes.plot(a_round.dropped, [row] * len(a_round.dropped), "x", color=ACCENT, markersize=8, markeredgewidth=2)
+    axes.set_yticks(range(len(rounds)), [f"step {a_round.step}" for a_round in rounds])
+    axes.set_xticks(range(0, history.num_layers, 2 if history.num_layers > 16 else 1))
+    axes.set_xlabel("layer of the untrimmed model (blank: dropped, cross: dropped in this round)")
+    axes.set_title(f"Importance by {history.importance}, higher = keep", loc="left", color=INK)
+    figure.colorbar(image, ax=axes, extend="max", label="score")
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+
+
+def plot_metric(history: TrimHistory, path: str | Path) -> None:
+    """Draw the calibration metric against depth: healed (before each drop), and right after the drop."""
+    drops = history.drops
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes = figure.subplots()
+    healed = [(len(a_round.layers), a_round.metric) for a_round in drops]
+    fresh = [(a_round.depth_after, a_round.metric_after) for a_round in drops if a_round.metric_after is not None]
+    axes.plot(*zip(*healed, strict=True), "o-", color=INK, label="after training at this depth")
+    if fresh:
+        axes.plot(*zip(*fresh, strict=True), "v", color=ACCENT, label="right after the drop")
+    axes.invert_xaxis()
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel("depth (layers)")
+    axes.set_ylabel(f"{history.calibration_metric}, n = {history.calibration_size}")
+    axes.set_title("Calibration set", loc="left", color=INK)
+    axes.grid(color=MUTED, alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=120, metadata={"Software": None})

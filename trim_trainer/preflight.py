@@ -1,0 +1,130 @@
+"""What a trimming run refuses, before anything expensive happens."""
+
+import logging
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from datasets import Dataset, IterableDataset
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from .architectures import find_architecture, find_layers, text_config
+from .calibration import CalibrationError, check_choices, check_disjoint, example_key, hold_out
+from .config import TrimConfig
+from .history import HISTORY_NAME
+from .schedule import resolve_target
+from .surgery import check_layers
+
+logger = logging.getLogger(__name__)
+
+
+def check_model(model: str | PreTrainedModel, args: TrimConfig, is_peft: bool) -> tuple[int, int]:
+    """Check that the model can be trimmed as asked.
+
+    Returns:
+        Its depth and the depth to reach.
+
+    Raises:
+        ValueError: names the setting, its value, the rule and the way out.
+    """
+    _check_settings(args, is_peft)
+    if isinstance(model, PreTrainedModel):
+        find_layers(model)
+        config = model.config
+    else:
+        config = _load_config(model, args)
+        find_architecture(config)
+    num_layers = text_config(config).num_hidden_layers
+    target = resolve_target(num_layers, args.target_layers, args.target_ratio)
+    protected = check_layers(args.protected_layers or (), num_layers)
+    if len(protected) > target:
+        raise ValueError(
+            f"`protected_layers` names {len(protected)} layers, but `target_layers` is {target}: protect fewer layers."
+        )
+    return num_layers, target
+
+
+def _load_config(model: str, args: TrimConfig) -> PretrainedConfig:
+    options = {key: value for key, value in (args.model_init_kwargs or {}).items() if key in ("revision", "cache_dir")}
+    return AutoConfig.from_pretrained(model, trust_remote_code=args.trust_remote_code, **options)
+
+
+def _check_settings(args: TrimConfig, is_peft: bool) -> None:
+    refused = {
+        "peft_config": (is_peft, "an adapter; merge it first (`merge_and_unload`) and train the merged model"),
+        "load_best_model_at_end": (
+            args.load_best_model_at_end,
+            "True; the best checkpoint may have another depth than the last one. Set it to False, and keep depths "
+            "with `save_depths`",
+        ),
+        "deepspeed": (args.deepspeed, "set; trimming runs in one process without DeepSpeed so far"),
+        "fsdp": (args.fsdp, "set; trimming runs in one process without FSDP so far"),
+        "world_size": (args.world_size > 1, f"{args.world_size}; trimming runs in one process so far"),
+    }
+    for name, (is_set, why) in refused.items():
+        if is_set:
+            raise ValueError(f"A target is set and `{name}` is {why}.")
+
+
+def check_output_dir(output_dir: str, resume_from_checkpoint: str | bool | None, overwrite: bool) -> None:
+    """Refuse a folder that holds another run, or clear it where that is asked for.
+
+    Raises:
+        FileExistsError: names what was found and the ways out.
+    """
+    folder = Path(output_dir)
+    found = [*folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), *folder.glob("depth-*"), *folder.glob(HISTORY_NAME)]
+    if not found or resume_from_checkpoint:
+        return
+    if not overwrite:
+        raise FileExistsError(
+            f"`output_dir` {output_dir!r} holds another run ({', '.join(sorted(path.name for path in found)[:3])}). "
+            "Pass `resume_from_checkpoint=True` to go on with it, set `overwrite_output_dir` to replace it, or name "
+            "another folder."
+        )
+    for path in found:
+        logger.info("Removing %s of the run that is overwritten.", path)
+        shutil.rmtree(path) if path.is_dir() else os.remove(path)
+
+
+def split_calibration(
+    train_dataset: Dataset | IterableDataset | None,
+    eval_dataset: Dataset | IterableDataset | dict | None,
+    calibration_dataset: Iterable[dict] | None,
+    args: TrimConfig,
+) -> tuple[Dataset | IterableDataset, Iterable[dict]]:
+    """Check all data sets and return the training set and the calibration set, which shares nothing with the others.
+
+    Raises:
+        CalibrationError: overlapping sets, no example left to calibrate on, or a choice without one right answer.
+    """
+    if train_dataset is None:
+        raise ValueError("`train_dataset` is None, expected a data set to train on.")
+    sets = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
+    evaluation = {name: dataset for name, dataset in sets.items() if dataset is not None}
+    named = {"train_dataset": train_dataset, **evaluation}
+    if calibration_dataset is not None:
+        named["calibration_dataset"] = calibration_dataset
+    for name, dataset in named.items():
+        if not isinstance(dataset, IterableDataset):
+            check_choices(dataset, name)
+    keys = {example_key(example) for dataset in evaluation.values() for example in dataset}
+    if calibration_dataset is None:
+        return hold_out(train_dataset, keys, args.calibration_size, args.seed)
+    check_disjoint(calibration_dataset, keys)
+    return train_dataset, _first_examples(calibration_dataset, args)
+
+
+def _first_examples(calibration_dataset: Iterable[dict], args: TrimConfig) -> Iterable[dict]:
+    """The first `calibration_size` examples, after a shuffle if the set is larger."""
+    if isinstance(calibration_dataset, IterableDataset):
+        return list(calibration_dataset.take(args.calibration_size))
+    if len(calibration_dataset) == 0:
+        raise CalibrationError("`calibration_dataset` is empty, expected at least one example.")
+    if len(calibration_dataset) <= args.calibration_size:
+        return calibration_dataset
+    if isinstance(calibration_dataset, Dataset):
+        return calibration_dataset.shuffle(seed=args.seed).select(range(args.calibration_size))
+    return list(calibration_dataset)[: args.calibration_size]

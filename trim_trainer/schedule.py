@@ -1,0 +1,110 @@
+"""When layers are dropped and how many: arithmetic on steps and epochs, no torch."""
+
+import math
+from dataclasses import dataclass
+
+# Share of an automatic schedule that is left after the last drop, to heal.
+HEALING_RATIO = 0.25
+
+
+@dataclass(frozen=True)
+class TrimSchedule:
+    """The depth a run has to have from each position on.
+
+    `points` is a tuple of `(position, depth)` in rising order of position. A position is an optimizer step
+    (`trim_strategy="steps"`) or an epoch (`"epoch"`).
+    """
+
+    num_layers: int
+    strategy: str
+    points: tuple[tuple[int, int], ...]
+
+    def depth_at(self, step: int, epoch: float) -> int:
+        """Depth that is due after `step` optimizer steps and `epoch` epochs."""
+        position = step if self.strategy == "steps" else epoch
+        return min((depth for start, depth in self.points if start <= position), default=self.num_layers)
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Every depth at which the model trains, deepest first."""
+        return (self.num_layers, *(depth for _, depth in self.points))
+
+
+def resolve_target(num_layers: int, target_layers: int | None, target_ratio: float | None) -> int:
+    """Return the depth to reach, in layers.
+
+    Raises:
+        ValueError: the target is not between 1 and `num_layers - 1`.
+    """
+    if target_layers is not None:
+        if not 1 <= target_layers < num_layers:
+            raise ValueError(
+                f"`target_layers` is {target_layers}, but the model has {num_layers} layers: expected a depth between "
+                f"1 and {num_layers - 1}."
+            )
+        return target_layers
+    num_drops = round(target_ratio * num_layers)
+    if not 1 <= num_drops < num_layers:
+        raise ValueError(
+            f"`target_ratio` is {target_ratio}, which drops {num_drops} of {num_layers} layers: expected at least 1 "
+            f"and at most {num_layers - 1}. Set `target_layers` to name the depth."
+        )
+    return num_layers - num_drops
+
+
+def plan_schedule(
+    num_layers: int,
+    target_layers: int,
+    *,
+    total: float,
+    strategy: str = "steps",
+    layers_per_trim: int = 1,
+    trim_steps: float | None = None,
+    trim_delay: float = 0,
+) -> TrimSchedule:
+    """Spread the drops over a run of `total` steps (`strategy="steps"`) or epochs (`"epoch"`).
+
+    Args:
+        num_layers: Depth of the model now.
+        target_layers: Depth to reach.
+        total: Length of the run, in optimizer steps or in epochs.
+        strategy: `"steps"` or `"epoch"`.
+        layers_per_trim: Layers dropped each time.
+        trim_steps: Steps between two drops; below 1 a share of `total`; None: as many as leave the last quarter of
+            the run to heal. Epochs always have an interval of one.
+        trim_delay: Steps or epochs before the first drop can happen.
+
+    Raises:
+        ValueError: the run is too short to reach the target.
+    """
+    num_trims = math.ceil((num_layers - target_layers) / layers_per_trim)
+    positions = _positions(num_trims, total, strategy, trim_steps, trim_delay)
+    if len(positions) < num_trims:
+        raise ValueError(_too_short(num_layers, target_layers, layers_per_trim, total, strategy, positions))
+    depths = [max(target_layers, num_layers - layers_per_trim * (i + 1)) for i in range(num_trims)]
+    return TrimSchedule(num_layers, strategy, tuple(zip(positions, depths, strict=False)))
+
+
+def _positions(num_trims: int, total: float, strategy: str, trim_steps: float | None, delay: float) -> list[int]:
+    if strategy == "steps" and trim_steps is None:
+        room = min(math.floor(total * (1 - HEALING_RATIO)), total - 1)
+        interval = max(1, math.floor((room - delay) / num_trims))
+        positions = [int(delay) + interval * (i + 1) for i in range(num_trims)]
+    else:
+        interval = 1 if strategy == "epoch" else trim_steps
+        interval = math.ceil(interval * total) if interval < 1 else int(interval)
+        first = max(1, math.ceil(delay / interval))
+        positions = [interval * (first + i) for i in range(num_trims)]
+    return [position for position in positions if position <= total]
+
+
+def _too_short(num_layers, target_layers, layers_per_trim, total, strategy, positions) -> str:
+    unit, length = ("epochs", "`num_train_epochs`") if strategy == "epoch" else ("steps", "the number of steps")
+    needed = num_layers - target_layers
+    reached = num_layers - layers_per_trim * len(positions)
+    way_out = f"raise {length}, or set `layers_per_trim` to {math.ceil(needed / max(len(positions), 1))}"
+    way_out += ', or set `trim_strategy` to "steps"' if strategy == "epoch" else ", or lower `trim_steps`"
+    return (
+        f"`target_layers` is {target_layers}, but {total:g} {unit} have room for {len(positions)} drop(s) of "
+        f"{layers_per_trim} layer(s), which ends at {reached} of {num_layers} layers. To reach the target {way_out}."
+    )

@@ -1,0 +1,305 @@
+"""TrimTrainer: SFTTrainer that scores, chooses and drops decoder layers between its own steps."""
+
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import SFTTrainer
+
+from .calibration import ScoredExample, choose_metric, measure, tokenize_examples
+from .card import collect_facts, write_card
+from .config import TrimConfig
+from .evaluation import measure_model, measure_tokens_per_second
+from .freezing import choose_trained_layers, freeze_all_but, sync_optimizer
+from .history import Round, TrimHistory
+from .importance import LayerScores, calibrate, choose_layers
+from .preflight import check_model, check_output_dir, split_calibration
+from .rollback import QualityFloor
+from .scan import choose_layout, score_choices
+from .schedule import plan_schedule
+from .surgery import drop_layers
+from .verification import verify_checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+class TrimTrainer(SFTTrainer):
+    """Fine-tunes a causal LM and drops decoder layers while it trains (TrimLLM, arXiv 2412.11242).
+
+    Takes the arguments of [`trl.SFTTrainer`], and `calibration_dataset`. With an [`SFTConfig`], or a [`TrimConfig`]
+    without a target, it is SFTTrainer.
+
+    Args:
+        model: As for SFTTrainer: a name, a path or a model.
+        args: A [`TrimConfig`].
+        calibration_dataset: Examples on which layers are scored, disjoint from `eval_dataset`. Multiple choice has the
+            columns `choices` and `answer` beside `prompt` and `completion`. None: `calibration_size` examples are held
+            out of the training set.
+
+    Raises:
+        ValueError: a setting, a data set or the model cannot be trimmed; before anything is trained.
+    """
+
+    history: TrimHistory | None = None  # None: this run drops nothing
+    recipe: dict[str, Any] | None = None  # what `recipe.yaml` says; None: the settings that are not default
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel",
+        args: TrimConfig | None = None,
+        data_collator=None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset=None,
+        *others,
+        calibration_dataset: Iterable[dict] | None = None,
+        **kwargs,
+    ):
+        is_trimming = isinstance(args, TrimConfig) and args.is_trimming
+        if is_trimming:
+            num_layers, target = check_model(model, args, kwargs.get("peft_config") is not None)
+            train_dataset, calibration_dataset = split_calibration(
+                train_dataset, eval_dataset, calibration_dataset, args
+            )
+        super().__init__(model, args, data_collator, train_dataset, eval_dataset, *others, **kwargs)
+        if not is_trimming:
+            return
+        self._calibration_examples = self._tokenize_examples(calibration_dataset)
+        self._evaluation_examples = self._tokenize_examples(eval_dataset) if isinstance(eval_dataset, Dataset) else []
+        self._layout = None
+        metric = choose_metric(args.calibration_metric, self._calibration_examples)
+        self._floor = QualityFloor(args.max_metric_drop, metric)
+        self.history = TrimHistory(
+            num_layers=num_layers,
+            target_layers=target,
+            importance=args.importance,
+            calibration_metric=metric,
+            calibration_size=len(self._calibration_examples),
+        )
+
+    # The algorithm.
+
+    def _trim(self, depth: int) -> None:
+        """Drop layers until `depth` of them are left; stop at the quality floor."""
+        while self.history.depth > depth and self.history.stopped is None:
+            started = time.perf_counter()
+            scored = self._calibrate()
+            if self._floor.is_crossed(scored.metric):
+                self._roll_back(scored.metric)
+                return
+            self._save_depth()
+            self._floor.keep(scored.metric, self.model, self.optimizer, self.history)
+            number = min(self.args.layers_per_trim, self.history.depth - depth)
+            protected = [self.history.kept.index(layer) for layer in self.args.protected_layers or ()]
+            dropped = choose_layers(scored, self.args.importance, number, protected)
+            trained = self._drop(dropped, scored)
+            self._record(scored, dropped, trained, started)
+
+    def _calibrate(self) -> LayerScores:
+        """Score every layer that is left: how good is the model on the calibration set without it?"""
+        with self.accelerator.autocast():
+            return calibrate(
+                self.model,
+                self._calibration_examples,
+                criterion=self.args.importance,
+                metric=self.history.calibration_metric,
+                layout=self._layout,
+                seed=self.args.seed + self.state.global_step,
+            )
+
+    def _drop(self, dropped: tuple[int, ...], scored: LayerScores) -> tuple[int, ...] | None:
+        """Drop layers (numbers of the model as it is now), choose which of the others train, tell the optimizer.
+
+        Returns:
+            Numbers, before the drop, of the layers that train from now on; None: all parameters do.
+        """
+        kept, trained = self.history.kept, self.history.trained_layers
+        left = [layer for layer in range(len(kept)) if layer not in dropped]
+        drop_layers(self.model, dropped)
+        if trained is not None:
+            still_trained = [new for new, old in enumerate(left) if kept[old] in trained]
+            scores = tuple(scored.scores[old] for old in left)
+            chosen = choose_trained_layers(
+                scores, self.args.sparse_update_ratio, self.history.num_layers, still_trained
+            )
+            freeze_all_but(self.model, chosen)
+            trained = tuple(left[new] for new in chosen)
+        sync_optimizer(self.optimizer, self.model, self._decayed)
+        return trained
+
+    def _record(self, scored: LayerScores, dropped: tuple[int, ...], trained, started: float) -> None:
+        """Add the round to the history, in the layer numbers of the untrimmed model."""
+        kept = self.history.kept
+        a_round = Round(
+            step=self.state.global_step,
+            layers=kept,
+            scores=scored.scores,
+            metric=scored.metric,
+            seconds=time.perf_counter() - started,
+            activation_norms=scored.activation_norms,
+            dropped=tuple(kept[layer] for layer in dropped),
+            trained_layers=None if trained is None else tuple(kept[layer] for layer in trained),
+        )
+        if dropped:
+            a_round = replace(
+                a_round,
+                metric_after=self._calibration_metric(),
+                tokens_per_second=measure_tokens_per_second(self.model),
+            )
+        self.history = self.history.add(a_round)
+        if dropped:
+            self._log_drop(a_round)
+
+    def _roll_back(self, metric: float) -> None:
+        """Return to the last depth above the quality floor; the rest of the schedule heals it."""
+        self.history = self._floor.restore(metric, self.history, self.model, self.optimizer, self._decayed)
+        logger.warning("Dropping stops: %s.", self.history.stopped)
+
+    # Where the algorithm meets the Trainer's loop.
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        """Train as SFTTrainer does, dropping layers on the way, and measure the result.
+
+        Raises:
+            FileExistsError: `output_dir` holds another run, and neither resuming nor overwriting is asked for.
+            ValueError: the run is too short to reach the target.
+        """
+        if self.history is None:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        check_output_dir(self.args.output_dir, resume_from_checkpoint, self.args.overwrite_output_dir)
+        output = super().train(resume_from_checkpoint, *args, **kwargs)
+        self._measure("trimmed")
+        return output
+
+    def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
+        if self.history is not None:
+            self._schedule = self._plan(max_steps)
+            self._layout = choose_layout(self.model, self._calibration_examples + self._evaluation_examples)
+            if self.history.measured("untrimmed") is None:
+                self._measure("untrimmed")
+            if self.args.sparse_update_ratio is not None:
+                self._begin_sparse_update()
+        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+
+    def _plan(self, max_steps: int):
+        args, is_epoch = self.args, self.args.trim_strategy == "epoch"
+        total = self.state.num_train_epochs if is_epoch else max_steps
+        schedule = plan_schedule(
+            self.history.num_layers,
+            self.history.target_layers,
+            total=total,
+            strategy=args.trim_strategy,
+            layers_per_trim=args.layers_per_trim,
+            trim_steps=args.trim_steps,
+            trim_delay=args.trim_delay,
+        )
+        missing = sorted(set(args.save_depths or ()) - set(schedule.depths))
+        if missing:
+            raise ValueError(f"`save_depths` contains {missing}, but the run has the depths {schedule.depths}.")
+        if schedule.points[-1][0] >= total:
+            logger.warning("The last drop comes at the very end, with no step left to heal it. Train for longer.")
+        return schedule
+
+    def _begin_sparse_update(self) -> None:
+        """Freeze all but the layers most likely to be kept: found by a first scan, or those of a resumed run."""
+        if not self.history.rounds:
+            started, scored = time.perf_counter(), self._calibrate()
+            trained = choose_trained_layers(scored.scores, self.args.sparse_update_ratio, self.history.num_layers)
+            self._record(scored, (), trained, started)
+        kept = self.history.kept
+        freeze_all_but(self.model, [kept.index(layer) for layer in self.history.trained_layers])
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs):
+        # Runs after each optimizer step and at the end of each epoch, before logging, evaluating and saving: what is
+        # evaluated and saved at a step is the model after that step's drop.
+        if self.history is not None:
+            self._trim(self._schedule.depth_at(self.state.global_step, self.state.epoch))
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _finalize_training(self, *args, **kwargs):
+        if self.history is not None and self.history.drops and self.history.stopped is None:
+            metric = self._calibration_metric()
+            if self._floor.is_crossed(metric):
+                self._roll_back(metric)
+        return super()._finalize_training(*args, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        if self.history is not None:
+            history = TrimHistory.load(resume_from_checkpoint)
+            drop_layers(self.model, [i for i, layer in enumerate(self.history.kept) if layer not in history.kept])
+            self.history = history
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    # Measuring, logging and saving.
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Evaluate as SFTTrainer does; with choices in the evaluation set, also the accuracy over them."""
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        examples = self._evaluation_examples if self.history is not None and eval_dataset is None else []
+        if examples and choose_metric(None, examples) == "accuracy":
+            self._layout = self._layout or choose_layout(self.model, examples)
+            accuracy = self._score(examples, "accuracy")
+            metrics[f"{metric_key_prefix}_accuracy"] = accuracy
+            Trainer.log(self, {f"{metric_key_prefix}_accuracy": accuracy})
+        return metrics
+
+    def create_model_card(self, model_name: str | None = None, dataset_name=None, tags=None) -> None:
+        """Write the model card of the run so far into `output_dir`; without a target, TRL's."""
+        if self.history is None:
+            super().create_model_card(model_name, dataset_name, tags)
+        elif self.is_world_process_zero():
+            write_card(self.args.output_dir, self.history, collect_facts(self, model_name, dataset_name, tags))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        folder = Path(output_dir or self.args.output_dir)
+        if self.history is None or not self.args.should_save:
+            return
+        self.history.save(folder)
+        if not folder.name.startswith(PREFIX_CHECKPOINT_DIR):
+            write_card(folder, self.history, collect_facts(self))
+        verify_checkpoint(folder, self.model)
+
+    def _save_depth(self) -> None:
+        """Keep the model as it is now, healed at its depth, if `save_depths` asks for it."""
+        if self.history.depth in (self.args.save_depths or ()):
+            history = self.history
+            self._measure("trimmed")
+            self.save_model(str(Path(self.args.output_dir) / f"depth-{history.depth}"), _internal_call=True)
+            self.history = history
+
+    def _measure(self, name: str) -> None:
+        with self.accelerator.autocast():
+            measured = measure_model(name, self.model, self._evaluation_examples, self._layout)
+        self.history = self.history.add(measured)
+
+    def _calibration_metric(self) -> float:
+        return self._score(self._calibration_examples, self.history.calibration_metric)
+
+    def _score(self, examples: list[ScoredExample], metric: str) -> float:
+        with self.accelerator.autocast():
+            return measure(score_choices(self.model, examples, self._layout), examples, metric).item()
+
+    def _log_drop(self, a_round: Round) -> None:
+        Trainer.log(
+            self,
+            {
+                "trim_depth": a_round.depth_after,
+                "trim_layer": a_round.dropped[0] if len(a_round.dropped) == 1 else list(a_round.dropped),
+                "trim_score": a_round.score_of(a_round.dropped[0]),
+                f"trim_{self.history.calibration_metric}": a_round.metric_after,
+                "trim_tokens_per_second": a_round.tokens_per_second,
+            },
+        )
+
+    def _decayed(self) -> list[str]:
+        return self.get_decay_parameter_names(self.model)
+
+    def _tokenize_examples(self, dataset: Iterable[dict]) -> list[ScoredExample]:
+        options = {"max_length": self.args.max_length, "text_field": self.args.dataset_text_field}
+        return tokenize_examples(dataset, self._tokenizer, **options)

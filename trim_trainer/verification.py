@@ -1,0 +1,62 @@
+"""A saved checkpoint is loaded back and must be the model that was saved: same tensors, same logits, same tokens."""
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from .evaluation import plain_forward
+
+
+class VerificationError(RuntimeError):
+    """The checkpoint on disk is not the model in memory; the message says what differs."""
+
+
+@torch.no_grad()
+def verify_checkpoint(directory: str | Path, model: PreTrainedModel) -> None:
+    """Load the checkpoint in `directory` with plain `from_pretrained` and compare it with the model in memory.
+
+    No key may be missing, unexpected or mismatched, every tensor must be equal bit for bit, the logits of one batch
+    must agree within the rounding of the dtype, and so must greedy decoding with the KV cache.
+
+    Raises:
+        VerificationError: names what differs first.
+    """
+    loaded, info = type(model).from_pretrained(directory, dtype=model.dtype, output_loading_info=True)
+    problems = {name: sorted(map(str, keys)) for name, keys in info.items() if keys and name != "error_msgs"}
+    if problems or info.get("error_msgs"):
+        raise _failed(directory, f"it loads with {problems or info['error_msgs']}")
+    expected = model.state_dict()
+    for name, tensor in loaded.state_dict().items():
+        if name not in expected or not torch.equal(tensor.cpu(), expected[name].cpu()):
+            raise _failed(directory, f"tensor {name!r} is not the one in memory")
+    loaded.to(model.device).eval()
+    loaded.set_attn_implementation(model.config._attn_implementation)
+    was_training = model.training
+    model.eval()
+    try:
+        with plain_forward(model):
+            _compare_outputs(directory, model, loaded)
+    finally:
+        model.train(was_training)
+
+
+def _compare_outputs(directory, model: PreTrainedModel, loaded: PreTrainedModel) -> None:
+    vocab_size = model.get_input_embeddings().num_embeddings
+    ids = torch.arange(3, 29, device=model.device).view(2, 13) % vocab_size
+    options = {"attention_mask": torch.ones_like(ids)}
+    one, other = (m(input_ids=ids, **options).logits.float() for m in (model, loaded))
+    # Equal tensors can differ in the last bits where their storage is aligned differently.
+    rounding = 64 * torch.finfo(model.dtype).eps * one.abs().max().clamp(min=1)
+    if not (one - other).abs().max() <= rounding:
+        raise _failed(directory, f"its logits differ by {(one - other).abs().max():.3g}")
+    options |= {"do_sample": False, "min_new_tokens": 8, "max_new_tokens": 8, "pad_token_id": 0, "use_cache": True}
+    if not torch.equal(*(m.generate(ids, **options) for m in (model, loaded))):
+        raise _failed(directory, "greedy decoding with the KV cache gives other tokens")
+
+
+def _failed(directory, what: str) -> VerificationError:
+    return VerificationError(
+        f"The checkpoint in {str(directory)!r} is not the model that was saved: {what}. The trained model is still in "
+        "memory; do not use or publish the folder."
+    )
