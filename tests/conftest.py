@@ -97,6 +97,4 @@ def tiny_model(_models):
 @pytest.fixture
 def sets():
     """Training, evaluation and calibration examples that share nothing."""
-    return tuple(
-        Dataset.from_list(make_examples(number, first)) for number, first in ((64, 0), (24, 100), (12, 200))
-    )
+    return tuple(Dataset.from_list(make_examples(number, first)) for number, first in ((64, 0), (24, 100), (12, 200)))

@@ -30,9 +30,7 @@ ARCHITECTURES = {
     "phi3": Architecture(),
     "qwen2": _QWEN,
     "qwen3": _QWEN,
-    "gemma3_text": Architecture(
-        select=("layer_types",), stale=("sliding_window_pattern", "_sliding_window_pattern")
-    ),
+    "gemma3_text": Architecture(select=("layer_types",), stale=("sliding_window_pattern", "_sliding_window_pattern")),
     "smollm3": Architecture(select=("layer_types", "no_rope_layers")),
     "gpt2": Architecture(
         layers="h",

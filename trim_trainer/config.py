@@ -117,7 +117,11 @@ class TrimConfig(SFTConfig):
             ("layers_per_trim", lambda v: v >= 1, "at least 1"),
             ("calibration_size", lambda v: v >= 1, "at least 1 example"),
             ("calibration_metric", (*METRICS, None).__contains__, f"one of {', '.join(METRICS)}, or None"),
-            ("sparse_update_ratio", lambda v: v is None or 0 < v <= 1, "a share in (0, 1], or None for all parameters"),
+            (
+                "sparse_update_ratio",
+                lambda v: v is None or 0 < v <= 1,
+                "a share in (0, 1], or None for all parameters",
+            ),
             ("max_metric_drop", lambda v: v is None or v >= 0, "at least 0; a drop of 2 points of accuracy is 0.02"),
         ]
         for name, is_valid, rule in rules:

@@ -45,9 +45,7 @@ def freeze_all_but(model: PreTrainedModel, trained_layers: Iterable[int]) -> Non
             parameter.grad = None
 
 
-def sync_optimizer(
-    optimizer: torch.optim.Optimizer, model: nn.Module, decayed: Callable[[], Iterable[str]]
-) -> None:
+def sync_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, decayed: Callable[[], Iterable[str]]) -> None:
     """Make an optimizer hold exactly the parameters of `model` that train, in model order.
 
     State of dropped and of frozen parameters is forgotten, that of the others is kept as it is; parameters that begin

@@ -48,7 +48,7 @@ class Measurement:
     accuracy: float | None = None
     majority_accuracy: float | None = None  # of always giving the most frequent right answer
     loss: float | None = None  # mean negative log-likelihood of the scored tokens, nats
-    tokens_per_second: float | None = None  # greedy decoding, batch of one, median
+    tokens_per_second: float | None = None  # greedy decoding, batch of one, best of five runs
     device: str | None = None
     dtype: str | None = None
     precision: str | None = None  # in which accuracy and loss were computed
@@ -99,7 +99,6 @@ class TrimHistory:
             return replace(self, rounds=(*self.rounds, entry))
         others = tuple(measurement for measurement in self.measurements if measurement.name != entry.name)
         return replace(self, measurements=(*others, entry))
-
 
     def measured(self, name: str) -> Measurement | None:
         """The measurement of that name, or None."""

@@ -76,7 +76,13 @@ CRITERIA = {
 
 
 def calibrate(
-    model: PreTrainedModel, examples: list[ScoredExample], *, criterion: str, metric: str, layout: Layout, seed: int = 0
+    model: PreTrainedModel,
+    examples: list[ScoredExample],
+    *,
+    criterion: str,
+    metric: str,
+    layout: Layout,
+    seed: int = 0,
 ) -> LayerScores:
     """Score every layer of the model as it is now.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 NUM_CHOICES = 4
 # Examples per chapter. The smallest chapter has 323 codes in 36 categories.
-EXAMPLES_PER_CHAPTER = {"train": 160, "validation": 20, "test": 40}
+EXAMPLES_PER_CHAPTER = {"train": 100, "validation": 20, "test": 40}
 CATEGORY_SHARES = {"train": 0.6, "validation": 0.12, "test": 0.28}
 LEFT_OUT = {"22"}  # "Codes for special purposes" has three codes
 SEED = 0

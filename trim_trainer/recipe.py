@@ -157,4 +157,3 @@ def _forward_tokens(trainer: TrimTrainer) -> float:
     scans = num_scans * calibration * history.num_layers * mean_depth * 0.75
     evaluation = sum(example.num_tokens for example in trainer._evaluation_examples) * 2
     return training + scans + evaluation
-

@@ -60,9 +60,7 @@ class QualityFloor:
             self._first = metric if self._first is None else self._first
             self._last_good = LastGood(model, optimizer, history)
 
-    def restore(
-        self, metric: float, history: TrimHistory, model: PreTrainedModel, optimizer, decayed
-    ) -> TrimHistory:
+    def restore(self, metric: float, history: TrimHistory, model: PreTrainedModel, optimizer, decayed) -> TrimHistory:
         """Roll back to the last good depth; return its history, which says why dropping stopped."""
         good = self._last_good
         good.restore(model, optimizer, decayed)

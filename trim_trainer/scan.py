@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel
-
 
 from .architectures import find_decoder, find_layers, text_config
 from .calibration import IGNORED, ScoredExample
@@ -16,9 +16,9 @@ from .calibration import IGNORED, ScoredExample
 logger = logging.getLogger(__name__)
 
 # Tokens that one pass carries at most, over all candidates: bounds memory whatever the size of the calibration set.
-SCAN_BATCH_TOKENS = 16384
-# Positions whose logits exist at the same time: 1024 × 128k words × 4 bytes = 0.5 GiB.
-HEAD_CHUNK = 1024
+SCAN_BATCH_TOKENS = 8192
+# Positions whose logits exist at the same time: 512 × 128k words × 4 bytes = 0.25 GiB.
+HEAD_CHUNK = 512
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class _Batch:
 
     inputs: dict[str, torch.Tensor]  # input_ids (rows, seq), attention_mask, position_ids
     examples: torch.Tensor  # (rows,): index of the example
+    num_examples: int  # whose first row is in the batch
     is_counted: torch.Tensor  # (rows, seq): prompt and choice tokens, each once; False on padding
     rows: torch.Tensor  # (scored,)
     predictors: torch.Tensor  # (scored,): position whose logits predict the token
@@ -120,6 +121,8 @@ def _run(
     totals = torch.zeros(1 + len(candidates), num_choices, dtype=torch.float64)
     squares = torch.zeros(len(stack), len(examples), dtype=torch.float64)
     model.eval()
+    # Shown in a terminal, and only where it takes longer than a glance.
+    progress = tqdm(total=len(examples), desc="Scoring", unit="examples", leave=False, delay=2, disable=None)
     try:
         for batch in _batches(model, examples, layout, batch_tokens // (1 + len(candidates))):
             with _record_squares(stack, batch) as squares_of_rows, _stagger(stack, candidates, batch):
@@ -127,8 +130,10 @@ def _run(
             log_probs = _target_log_probs(model, hidden, batch)  # (1 + candidates, scored)
             totals.index_add_(1, batch.choices.cpu(), log_probs.cpu().double())
             squares.index_add_(1, batch.examples.cpu(), torch.stack(squares_of_rows).cpu().double())
+            progress.update(batch.num_examples)
     finally:
         model.train(was_training)
+        progress.close()
     return LayerScan(totals.float(), squares.sqrt().mean(1).float())
 
 
@@ -143,7 +148,7 @@ def _target_log_probs(model: PreTrainedModel, hidden: torch.Tensor, batch: _Batc
     for states, target in zip(hidden.flatten(0, 1).split(HEAD_CHUNK), targets.split(HEAD_CHUNK), strict=True):
         logits = head(states.to(head.weight.device)).float()
         logits = logits if softcap is None else torch.tanh(logits / softcap) * softcap
-        chunks.append(logits.gather(1, target[:, None]).squeeze(1) - logits.logsumexp(-1))
+        chunks.append(-nn.functional.cross_entropy(logits, target, reduction="none"))
     return torch.cat(chunks).view(len(hidden), -1)
 
 
@@ -193,6 +198,7 @@ def _collate(model: PreTrainedModel, rows: list, length: int, is_packed: bool) -
     return _Batch(
         {name: value.to(device) for name, value in inputs.items()},
         torch.tensor([number for *_, number, _ in rows], device=device),
+        int(counts_prompt.sum()),
         is_counted.to(device),
         *torch.tensor(scored, device=device).unbind(1),
     )

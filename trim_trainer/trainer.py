@@ -286,6 +286,7 @@ class TrimTrainer(SFTTrainer):
             return measure(score_choices(self.model, examples, self._layout), examples, metric).item()
 
     def _log_drop(self, a_round: Round) -> None:
+        should_log = self.control.should_log
         Trainer.log(
             self,
             {
@@ -296,6 +297,7 @@ class TrimTrainer(SFTTrainer):
                 "trim_tokens_per_second": a_round.tokens_per_second,
             },
         )
+        self.control.should_log = should_log  # this step's loss is still to be logged
 
     def _decayed(self) -> list[str]:
         return self.get_decay_parameter_names(self.model)

@@ -1,0 +1,301 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import NUM_LAYERS, make_examples, make_model
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForSequenceClassification
+from trl import SFTConfig, SFTTrainer
+
+from trim_trainer import TrimConfig, TrimHistory, TrimTrainer
+from trim_trainer.architectures import find_layers
+
+BASE = {
+    "use_cpu": True,
+    "bf16": False,
+    "max_steps": 16,
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-2,
+    "logging_steps": 1,
+    "report_to": "none",
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "seed": 3,
+}
+
+
+@pytest.fixture
+def make_trainer(sets, tokenizer, tmp_path):
+    """Returns a factory of trainers on the tiny model; keyword arguments go to the config or to the trainer."""
+
+    def make(
+        trainer_class=TrimTrainer, config_class=TrimConfig, model=None, calibration=True, output_dir="run", **fields
+    ):
+        train, evaluation, calibration_set = sets
+        options = {"calibration_dataset": calibration_set} if calibration and trainer_class is TrimTrainer else {}
+        options |= {name: fields.pop(name) for name in ("train_dataset", "peft_config", "callbacks") if name in fields}
+        args = config_class(output_dir=str(tmp_path / output_dir), **(BASE | fields))
+        options = {"train_dataset": train, "eval_dataset": evaluation} | options
+        return trainer_class(model or make_model(), args, processing_class=tokenizer, **options)
+
+    return make
+
+
+def losses(trainer):
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def weights(trainer):
+    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+
+
+@pytest.mark.parametrize("config_class", [SFTConfig, TrimConfig])
+def test_without_a_target_it_is_sft_trainer(config_class, make_trainer):
+    fields = {"gradient_accumulation_steps": 2, "eval_strategy": "steps", "eval_steps": 4, "num_train_epochs": 2}
+    expected = make_trainer(SFTTrainer, SFTConfig, **fields)
+    trainer = make_trainer(config_class=config_class, **fields)
+    expected.train()
+    trainer.train()
+    assert losses(trainer) == losses(expected)
+    assert trainer.evaluate()["eval_loss"] == expected.evaluate()["eval_loss"]
+    for name, tensor in weights(expected).items():
+        assert torch.equal(trainer.model.state_dict()[name], tensor)
+
+
+def test_a_script_changes_two_names(tmp_path, tokenizer):
+    """An SFT script runs with SFTTrainer and SFTConfig, and with only these two names replaced."""
+    make_model().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    Dataset.from_list(make_examples(24)).to_json(tmp_path / "train.jsonl")
+    script = f"""
+import torch; torch.set_num_threads(1)
+from datasets import load_dataset
+from trl import SFTConfig, SFTTrainer
+
+dataset = load_dataset("json", data_files="{tmp_path}/train.jsonl", split="train")
+args = SFTConfig(output_dir="{tmp_path}/out", use_cpu=True, bf16=False, max_steps=4, logging_steps=1, report_to="none")
+trainer = SFTTrainer(model="{tmp_path}/model", args=args, train_dataset=dataset)
+trainer.train()
+trainer.save_model()
+print([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+"""
+    changed = script.replace("SFTConfig", "TrimConfig").replace("SFTTrainer", "TrimTrainer")
+    changed = changed.replace("from trl import", "from trim_trainer import")
+    one, other = (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+        for code in (script, changed)
+    )
+    assert len(json.loads(one[-1])) == 4
+    assert one[-1] == other[-1]
+
+
+def test_it_reaches_the_target_and_leaves_a_standard_checkpoint(make_trainer, tmp_path):
+    trainer = make_trainer(target_layers=3)
+    trainer.train()
+    trainer.save_model()
+    folder = tmp_path / "run"
+    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert model.config.num_hidden_layers == len(find_layers(model)) == 3
+    assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    names = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "README.md"}
+    names |= {"trim_history.json", "recipe.yaml", "trim_importance.png", "trim_metric.png"}
+    assert names <= {path.name for path in folder.iterdir()}
+
+    history = TrimHistory.load(folder)
+    assert history == trainer.history
+    assert [a_round.step for a_round in history.drops] == [4, 8, 12]
+    assert [a_round.depth_after for a_round in history.drops] == [5, 4, 3]
+    assert history.calibration_size == 12 and history.calibration_metric == "accuracy"
+    before, after = history.measured("untrimmed"), history.measured("trimmed")
+    assert (before.depth, after.depth, after.num_examples) == (6, 3, 24)
+    assert after.num_parameters == sum(p.numel() for p in model.parameters()) < before.num_parameters
+    logged = [entry["trim_depth"] for entry in trainer.state.log_history if "trim_depth" in entry]
+    assert logged == [5, 4, 3]
+
+
+def test_each_drop_is_the_layer_that_hurts_least(make_trainer):
+    trainer = make_trainer(target_layers=3, calibration_metric="loss")
+    trainer.train()
+    for a_round in trainer.history.drops:
+        assert a_round.score_of(a_round.dropped[0]) == min(a_round.scores)
+        # The metric right after the drop is what the scan foresaw for it.
+        assert a_round.metric_after == pytest.approx(a_round.metric + min(a_round.scores), abs=1e-5)
+
+
+@pytest.mark.parametrize("ratio", [0.34, None])
+def test_only_the_sparse_update_trains(ratio, make_trainer):
+    trainer = make_trainer(target_layers=4, sparse_update_ratio=ratio)
+    start = {id(p): p.detach().clone() for p in trainer.model.parameters()}
+    trainer.train()
+    changed = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, start[id(p)])}
+    if ratio is None:
+        assert {"model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"} <= changed
+        return
+    ever_trained = {layer for a_round in trainer.history.rounds for layer in a_round.trained_layers}
+    kept = trainer.history.kept
+    assert changed and {kept[int(name.split(".")[2])] for name in changed} <= ever_trained
+    assert all(len(a_round.trained_layers) == 3 for a_round in trainer.history.rounds)
+
+
+@pytest.mark.parametrize(
+    ("fields", "steps"),
+    [
+        ({"trim_strategy": "epoch", "max_steps": -1, "num_train_epochs": 3}, [16, 32]),
+        ({"trim_steps": 5}, [5, 10]),
+        ({"trim_steps": 0.25, "layers_per_trim": 2}, [4]),
+        ({"trim_delay": 10, "trim_steps": 4}, [12, 16]),
+        ({"target_layers": None, "target_ratio": 0.33}, [6, 12]),
+    ],
+)
+def test_drops_come_when_the_schedule_says(fields, steps, make_trainer):
+    trainer = make_trainer(**({"target_layers": 4} | fields))
+    trainer.train()
+    assert [a_round.step for a_round in trainer.history.drops] == steps
+    assert trainer.model.config.num_hidden_layers == 4
+
+
+@pytest.mark.parametrize("importance", ["activation_norm", "tail", "random"])
+def test_other_criteria_and_protected_layers(importance, make_trainer):
+    trainer = make_trainer(target_layers=3, importance=importance, protected_layers=[5, 1])
+    trainer.train()
+    assert {1, 5} <= set(trainer.history.kept) and trainer.history.depth == 3
+    if importance == "tail":
+        assert trainer.history.dropped == (4, 3, 2)
+
+
+def test_calibration_examples_are_held_out_of_the_training_set(make_trainer):
+    trainer = make_trainer(target_layers=4, calibration=False, calibration_size=10)
+    assert (len(trainer.train_dataset), trainer.history.calibration_size) == (54, 10)
+
+
+def test_plain_text_is_calibrated_by_loss(make_trainer):
+    texts = Dataset.from_list([{"text": e["prompt"] + e["completion"]} for e in make_examples(20)])
+    trainer = make_trainer(target_layers=5, train_dataset=texts, calibration=False, calibration_size=4)
+    trainer.train()
+    assert trainer.history.calibration_metric == "loss"
+    assert trainer.history.depth == 5
+
+
+def test_depths_on_the_way_are_kept_as_checkpoints(make_trainer, tmp_path):
+    trainer = make_trainer(target_layers=3, save_depths=[5, 4])
+    trainer.train()
+    for depth in (5, 4):
+        folder = tmp_path / "run" / f"depth-{depth}"
+        assert AutoModelForCausalLM.from_pretrained(folder).config.num_hidden_layers == depth
+        history = TrimHistory.load(folder)
+        assert history.depth == history.measured("trimmed").depth == depth
+        assert f"num_hidden_layers` is {depth}" in (folder / "README.md").read_text()
+
+
+def test_crossing_the_quality_floor_restores_the_last_good_depth(make_trainer):
+    trainer = make_trainer(target_layers=2, max_metric_drop=0.05, calibration_metric="loss")
+    metrics = iter([1.0, 1.04, 1.2])  # at depth 6, 5 and 4: the third is below the floor
+    calibrate, at_depth = trainer._calibrate, {}
+
+    def fixed_metric():
+        scored = calibrate()
+        if trainer.state.global_step:  # not the scan that begins the sparse update
+            at_depth[trainer.history.depth] = weights(trainer)
+            return type(scored)(scored.scores, scored.activation_norms, next(metrics))
+        return scored
+
+    trainer._calibrate = fixed_metric
+    restored = []
+    roll_back = trainer._roll_back
+
+    def roll_back_and_look(metric):
+        roll_back(metric)
+        restored.append((trainer.state.global_step, weights(trainer)))
+
+    trainer._roll_back = roll_back_and_look
+    trainer._calibration_metric = lambda: 1.0
+    trainer.train()
+    assert trainer.history.depth == trainer.model.config.num_hidden_layers == 5
+    assert "was 1.2 at depth 4 and 1 before the first drop" in trainer.history.stopped
+    ((step, after),) = restored
+    assert step < trainer.state.max_steps  # the rest of the schedule healed it
+    for name, tensor in at_depth[5].items():
+        assert torch.equal(after[name], tensor)
+    trained = {p for p in trainer.model.parameters() if p.requires_grad}
+    assert {p for group in trainer.optimizer.param_groups for p in group["params"]} == trained
+    assert any(not torch.equal(weights(trainer)[name], tensor) for name, tensor in after.items())
+
+
+def test_a_resumed_run_ends_like_one_that_was_not_stopped(make_trainer, tmp_path):
+    fields = {"target_layers": 3, "save_strategy": "steps", "save_steps": 6}
+    whole = make_trainer(**fields, output_dir="whole")
+    whole.train()
+    make_trainer(**fields).train()
+    checkpoint = tmp_path / "run" / "checkpoint-6"
+    resumed = make_trainer(**fields)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert [r.dropped for r in resumed.history.rounds] == [r.dropped for r in whole.history.rounds]
+    assert [r.scores for r in resumed.history.rounds] == [r.scores for r in whole.history.rounds]
+    for name, tensor in weights(whole).items():
+        assert torch.equal(resumed.model.state_dict()[name], tensor), name
+
+
+def test_another_run_in_the_folder_is_neither_overwritten_nor_mixed(make_trainer, tmp_path):
+    first = make_trainer(target_layers=4, save_strategy="steps", save_steps=8)
+    first.train()
+    again = make_trainer(target_layers=4)
+    with pytest.raises(FileExistsError, match="holds another run.*resume_from_checkpoint.*overwrite_output_dir"):
+        again.train()
+    assert (tmp_path / "run" / "checkpoint-8").is_dir()
+    replaced = make_trainer(target_layers=4, overwrite_output_dir=True)
+    replaced.train()
+    assert not (tmp_path / "run" / "checkpoint-8").exists()
+
+
+def classifier():
+    config = LlamaConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=4, num_attention_heads=2, vocab_size=9
+    )
+    return LlamaForSequenceClassification(config)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"target_layers": NUM_LAYERS}, "`target_layers` is 6, but the model has 6 layers"),
+        ({"target_layers": 9}, "between 1 and 5"),
+        ({"target_layers": 4, "calibration": False, "calibration_size": 64}, "`calibration_size` is 64"),
+        ({"target_layers": 2, "protected_layers": [0, 1, 2]}, "`protected_layers` names 3 layers"),
+        ({"target_layers": 2, "protected_layers": [7]}, "from 0 to 5"),
+        ({"target_layers": 4, "model": classifier()}, "no language-modelling head"),
+        ({"target_layers": 4, "peft_config": LoraConfig()}, "`peft_config` is an adapter; merge it first"),
+        ({"target_layers": 4, "load_best_model_at_end": True, "eval_strategy": "no"}, "load_best_model_at_end|eval"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_bad_input_is_refused_before_training(fields, message, make_trainer):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(**fields)
+
+
+def test_overlapping_sets_are_refused(sets, tokenizer, tmp_path):
+    train, evaluation, _ = sets
+    args = TrimConfig(output_dir=str(tmp_path), target_layers=4, **BASE)
+    with pytest.raises(ValueError, match="shares 3 example"):
+        TrimTrainer(
+            make_model(), args, train_dataset=train, eval_dataset=evaluation, processing_class=tokenizer,
+            calibration_dataset=evaluation.select(range(3)),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"target_layers": 1, "trim_steps": 4}, "`target_layers` is 1, but 16 steps have room for 4 drop"),
+        ({"target_layers": 3, "save_depths": [2]}, r"`save_depths` contains \[2\]"),
+    ],
+)
+def test_a_schedule_that_cannot_work_is_refused_before_the_first_step(fields, message, make_trainer):
+    trainer = make_trainer(**fields)
+    with pytest.raises(ValueError, match=message):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    assert trainer.history.rounds == ()
