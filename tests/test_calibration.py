@@ -129,3 +129,15 @@ def test_accuracy_needs_choices():
 def test_an_unknown_format_is_refused(tokenizer):
     with pytest.raises(CalibrationError, match=r"columns \['question'\].*`prompt` \+ `completion`"):
         tokenize_examples([{"question": "?"}], tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        ({"prompt": "Question :"}, "neither `completion` nor `choices`"),
+        ({"prompt": "", "completion": "red", "choices": ["red", "blue"], "answer": 0}, "shares no token"),
+    ],
+)
+def test_an_example_that_cannot_be_scored_is_refused(example, message, tokenizer):
+    with pytest.raises(CalibrationError, match=message):
+        tokenize_examples([example], tokenizer)

@@ -31,6 +31,13 @@ def test_sensitivity_by_loss_is_the_loss_that_the_drop_costs(tokenizer):
         assert_close(torch.tensor(scores[layer]), loss(drop_layers(make_model(), [layer])) - full, atol=1e-4, rtol=0)
 
 
+def test_wrong_choices_do_not_change_the_loss(tiny_model, tokenizer):
+    examples = make_examples(6)
+    plain = [{"prompt": example["prompt"], "completion": example["completion"]} for example in examples]
+    scores = score_layers(tiny_model(), tokenizer, examples, metric="loss")
+    assert scores == pytest.approx(score_layers(tiny_model(), tokenizer, plain), abs=1e-5)
+
+
 def test_an_important_layer_scores_higher(tiny_model, tokenizer):
     model = tiny_model()
     model.model.layers[2].mlp.down_proj.weight.data.zero_()

@@ -238,6 +238,13 @@ def test_a_resumed_run_ends_like_one_that_was_not_stopped(make_trainer, tmp_path
         assert torch.equal(resumed.model.state_dict()[name], tensor), name
 
 
+def test_a_checkpoint_of_another_model_is_not_resumed(make_trainer, tmp_path):
+    make_trainer(target_layers=3, save_strategy="steps", save_steps=6).train()
+    other = make_trainer(target_layers=3, model=make_model(num_layers=5))
+    with pytest.raises(ValueError, match="began with 6 layers, the model has 5"):
+        other.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-6"))
+
+
 def test_another_run_in_the_folder_is_neither_overwritten_nor_mixed(make_trainer, tmp_path):
     first = make_trainer(target_layers=4, save_strategy="steps", save_steps=8)
     first.train()

@@ -3,7 +3,7 @@
 import json
 import random
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -163,22 +163,26 @@ def _tokenize_example(example: dict, tokenizer, max_length: int | None = None, t
 
 def _prompted(example: dict, tokenizer) -> ScoredExample:
     """Tokens of prompt + completion once per choice; the prompt is what all of them share."""
+    completions = example.get("choices") or [example.get("completion")]
+    if None in completions:
+        raise CalibrationError("An example has a `prompt`, but neither `completion` nor `choices`: nothing to score.")
     if is_conversational(example):
         options = {"tokenize": True, "return_dict": True, **example.get("chat_template_kwargs", {})}
         prompt = tokenizer.apply_chat_template(example["prompt"], add_generation_prompt=True, **options)["input_ids"]
         choices = [
-            tokenizer.apply_chat_template(example["prompt"] + choice, **options)["input_ids"]
-            for choice in example.get("choices", [example.get("completion")])
+            tokenizer.apply_chat_template(example["prompt"] + choice, **options)["input_ids"] for choice in completions
         ]
     else:
         prompt = tokenizer(example["prompt"])["input_ids"]
-        choices = [
-            _encode(tokenizer, example["prompt"] + choice)
-            for choice in example.get("choices", [example.get("completion")])
-        ]
-    start = max(1, min(common_prefix_length(prompt, ids) for ids in choices))
-    completions = tuple(tuple(ids[start:]) for ids in choices)
-    return ScoredExample(tuple(choices[0][:start]), completions, completions, example.get("answer", 0))
+        choices = [_encode(tokenizer, example["prompt"] + choice) for choice in completions]
+    start = min(common_prefix_length(prompt, ids) for ids in choices)
+    if start == 0:
+        raise CalibrationError(
+            f"The `prompt` {example['prompt']!r} shares no token with prompt + completion, so nothing predicts the first "
+            "token of a choice. Give each example a prompt."
+        )
+    scored = tuple(tuple(ids[start:]) for ids in choices)
+    return ScoredExample(tuple(choices[0][:start]), scored, scored, example.get("answer", 0))
 
 
 def _plain(ids: list[int], labels: list[int] | None, max_length: int | None) -> Iterator[ScoredExample]:
@@ -192,6 +196,19 @@ def _encode(tokenizer, text: str) -> list[int]:
     # SFTTrainer ends every plain text with the EOS token, so the end of a choice is scored too.
     eos = tokenizer.eos_token or ""
     return tokenizer(text if eos and text.endswith(eos) else text + eos)["input_ids"]
+
+
+def scored_by(metric: str, examples: list[ScoredExample]) -> list[ScoredExample]:
+    """Leave out the choices that the metric does not look at: loss needs the right one only."""
+    if metric == "accuracy":
+        return examples
+    return [
+        replace(
+            example, choice_ids=example.choice_ids[k : k + 1], choice_labels=example.choice_labels[k : k + 1], answer=0
+        )
+        for example in examples
+        for k in [example.answer]
+    ]
 
 
 def measure(log_probs: torch.Tensor, examples: list[ScoredExample], metric: str) -> torch.Tensor:

@@ -12,12 +12,13 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from trl.trainer.utils import get_config_model_id
 
+from . import __version__
 from .history import Measurement, TrimHistory
 from .importance import CRITERIA
 from .plots import IMPORTANCE_PLOT, METRIC_PLOT, plot_importance, plot_metric
 
 RECIPE_NAME = "recipe.yaml"
-VERSIONED = ("trim-trainer", "trl", "transformers", "torch", "datasets", "accelerate")
+VERSIONED = ("trl", "transformers", "torch", "datasets", "accelerate")
 # Settings that say where a run lives, not what it does.
 LOCAL_SETTINGS = {
     "output_dir", "logging_dir", "run_name", "hub_token", "resume_from_checkpoint", "overwrite_output_dir", "use_cpu",
@@ -50,7 +51,7 @@ def collect_facts(trainer, model_name: str | None = None, dataset_name: str | No
         model_name=model_name or (trainer.hub_model_id or trainer.args.output_dir).rstrip("/").split("/")[-1],
         num_train_examples=len(dataset) if hasattr(dataset, "__len__") else None,
         recipe=recipe,
-        versions={name: metadata.version(name) for name in VERSIONED},
+        versions={"trim_trainer": __version__} | {name: metadata.version(name) for name in VERSIONED},
         tags=tuple(dict.fromkeys(["trl", "sft", "trim-trainer", "trimmed", *tags])),
         base_model=recipe.get("base_model") or (source if is_hub_id else None),
         license=recipe.get("license"),

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .architectures import find_layers
-from .calibration import ScoredExample, choose_metric, measure, tokenize_examples
+from .calibration import ScoredExample, choose_metric, measure, scored_by, tokenize_examples
 from .scan import LayerScan, Layout, choose_layout, scan_layers, score_choices
 
 TRIMLLM = "https://huggingface.co/papers/2412.11242"
@@ -152,6 +152,7 @@ def score_layers(
     find_criterion(criterion)
     examples = tokenize_examples(calibration, tokenizer)
     metric = choose_metric(metric, examples)
+    examples = scored_by(metric, examples)
     layout = choose_layout(model, examples)
     scored = calibrate(model, examples, criterion=criterion, metric=metric, layout=layout, seed=seed)
     return list(scored.scores)

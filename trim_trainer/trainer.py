@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTTrainer
 
-from .calibration import ScoredExample, choose_metric, measure, tokenize_examples
+from .calibration import ScoredExample, choose_metric, measure, scored_by, tokenize_examples
 from .card import collect_facts, write_card
 from .config import TrimConfig
 from .evaluation import measure_model, measure_tokens_per_second
@@ -69,10 +69,11 @@ class TrimTrainer(SFTTrainer):
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, *others, **kwargs)
         if not is_trimming:
             return
-        self._calibration_examples = self._tokenize_examples(calibration_dataset)
+        calibration_examples = self._tokenize_examples(calibration_dataset)
         self._evaluation_examples = self._tokenize_examples(eval_dataset) if isinstance(eval_dataset, Dataset) else []
         self._layout = None
-        metric = choose_metric(args.calibration_metric, self._calibration_examples)
+        metric = choose_metric(args.calibration_metric, calibration_examples)
+        self._calibration_examples = scored_by(metric, calibration_examples)
         self._floor = QualityFloor(args.max_metric_drop, metric)
         self.history = TrimHistory(
             num_layers=num_layers,
@@ -231,8 +232,13 @@ class TrimTrainer(SFTTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         if self.history is not None:
             history = TrimHistory.load(resume_from_checkpoint)
+            if history.num_layers != self.history.num_layers:
+                raise ValueError(
+                    f"`resume_from_checkpoint` {resume_from_checkpoint!r} began with {history.num_layers} layers, the "
+                    f"model has {self.history.num_layers}. Pass the untrimmed model that the run began with."
+                )
             drop_layers(self.model, [i for i, layer in enumerate(self.history.kept) if layer not in history.kept])
-            self.history = history
+            self.history = replace(history, target_layers=self.history.target_layers)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     # Measuring, logging and saving.
