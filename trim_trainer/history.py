@@ -20,7 +20,7 @@ class Round:
     layers: tuple[int, ...]
     scores: tuple[float, ...]
     metric: float  # on the calibration set, before this round's drop
-    seconds: float
+    seconds: float  # that the calibration took
     activation_norms: tuple[float, ...] | None = None
     dropped: tuple[int, ...] = ()
     metric_after: float | None = None  # on the calibration set, right after the drop; None: nothing was dropped

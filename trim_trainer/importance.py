@@ -1,5 +1,6 @@
 """How much each layer matters: criteria as rows, one score per layer, higher = keep."""
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -41,6 +42,7 @@ class LayerScores:
     scores: tuple[float, ...]
     activation_norms: tuple[float, ...] | None  # None: the criterion needs no scan
     metric: float  # of the model as it is
+    seconds: float = 0.0  # that the calibration took
 
 
 def score_sensitivity(calibration: Calibration) -> torch.Tensor:
@@ -94,7 +96,7 @@ def calibrate(
         layout: From `choose_layout`.
         seed: For the criteria that draw.
     """
-    done = []
+    started, done = time.perf_counter(), []
 
     def scan() -> LayerScan:
         if not done:
@@ -105,7 +107,8 @@ def calibrate(
     scores = row.score(Calibration(model, examples, metric, scan, len(find_layers(model)), seed))
     log_probs = done[0].log_probs[0] if done else score_choices(model, examples, layout)
     norms = tuple(done[0].activation_norms.tolist()) if done else None
-    return LayerScores(tuple(scores.tolist()), norms, measure(log_probs, examples, metric).item())
+    now = measure(log_probs, examples, metric).item()
+    return LayerScores(tuple(scores.tolist()), norms, now, time.perf_counter() - started)
 
 
 def choose_layers(

@@ -1,7 +1,6 @@
 """TrimTrainer: SFTTrainer that scores, chooses and drops decoder layers between its own steps."""
 
 import logging
-import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -88,7 +87,6 @@ class TrimTrainer(SFTTrainer):
     def _trim(self, depth: int) -> None:
         """Drop layers until `depth` of them are left; stop at the quality floor."""
         while self.history.depth > depth and self.history.stopped is None:
-            started = time.perf_counter()
             scored = self._calibrate()
             if self._floor.is_crossed(scored.metric):
                 self._roll_back(scored.metric)
@@ -99,7 +97,7 @@ class TrimTrainer(SFTTrainer):
             protected = [self.history.kept.index(layer) for layer in self.args.protected_layers or ()]
             dropped = choose_layers(scored, self.args.importance, number, protected)
             trained = self._drop(dropped, scored)
-            self._record(scored, dropped, trained, started)
+            self._record(scored, dropped, trained)
 
     def _calibrate(self) -> LayerScores:
         """Score every layer that is left: how good is the model on the calibration set without it?"""
@@ -133,7 +131,7 @@ class TrimTrainer(SFTTrainer):
         sync_optimizer(self.optimizer, self.model, self._decayed)
         return trained
 
-    def _record(self, scored: LayerScores, dropped: tuple[int, ...], trained, started: float) -> None:
+    def _record(self, scored: LayerScores, dropped: tuple[int, ...], trained: tuple[int, ...] | None) -> None:
         """Add the round to the history, in the layer numbers of the untrimmed model."""
         kept = self.history.kept
         a_round = Round(
@@ -141,7 +139,7 @@ class TrimTrainer(SFTTrainer):
             layers=kept,
             scores=scored.scores,
             metric=scored.metric,
-            seconds=time.perf_counter() - started,
+            seconds=scored.seconds,
             activation_norms=scored.activation_norms,
             dropped=tuple(kept[layer] for layer in dropped),
             trained_layers=None if trained is None else tuple(kept[layer] for layer in trained),
@@ -209,9 +207,9 @@ class TrimTrainer(SFTTrainer):
     def _begin_sparse_update(self) -> None:
         """Freeze all but the layers most likely to be kept: found by a first scan, or those of a resumed run."""
         if not self.history.rounds:
-            started, scored = time.perf_counter(), self._calibrate()
+            scored = self._calibrate()
             trained = choose_trained_layers(scored.scores, self.args.sparse_update_ratio, self.history.num_layers)
-            self._record(scored, (), trained, started)
+            self._record(scored, (), trained)
         kept = self.history.kept
         freeze_all_but(self.model, [kept.index(layer) for layer in self.history.trained_layers])
 
