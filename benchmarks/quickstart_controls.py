@@ -26,6 +26,7 @@ RUNS = {
     "full depth, lr 2e-4": [*FULL_DEPTH, "2e-4"],
     "full depth, lr 5e-4": [*FULL_DEPTH, "5e-4"],
     "trimmed (recipe)": [],
+    "trimmed, sparse update": ["--sparse_update_ratio", "0.25", "--learning_rate", "5e-4"],
 }
 
 
@@ -70,7 +71,7 @@ def main() -> None:
         slug = name.replace(" ", "_").replace(",", "").replace("(", "").replace(")", "")
         result = run(name, [*options, *changes], arguments.output_dir / slug)
         print(
-            f"{name:20} {result['depth']} layers  accuracy {result['accuracy']:.3f}  loss {result['loss']:.4f}  "
+            f"{name:22} {result['depth']} layers  accuracy {result['accuracy']:.3f}  loss {result['loss']:.4f}  "
             f"{result['seconds']:4.0f} s  (n = {result['num_examples']}, most frequent answer "
             f"{result['majority_accuracy']:.3f})",
             flush=True,
