@@ -78,6 +78,7 @@ def replace_progress_bar(trainer) -> None:
                 return
             if "trim_depth" in logs:
                 self.training_bar.write(describe_drop(trainer.history, state))
+                sys.stdout.flush()  # a live line in a log file too
                 self.training_bar.set_postfix(layers=logs["trim_depth"])
             elif "loss" in logs:
                 self.training_bar.set_postfix(layers=self.depth(), loss=f"{logs['loss']:.3f}")
