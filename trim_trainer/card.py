@@ -2,7 +2,7 @@
 
 import enum
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ VERSIONED = ("trl", "transformers", "torch", "datasets", "accelerate")
 # Settings that say where a run lives, not what it does.
 LOCAL_SETTINGS = {
     "output_dir", "logging_dir", "run_name", "hub_token", "resume_from_checkpoint", "overwrite_output_dir", "use_cpu",
+    "disable_tqdm", "dataloader_pin_memory",
 }  # fmt: skip
 
 
@@ -66,7 +67,9 @@ def changed_settings(config: Any) -> dict[str, Any]:
         value = getattr(config, entry.name)
         value = value.value if isinstance(value, enum.Enum) else value
         default = entry.default.value if isinstance(entry.default, enum.Enum) else entry.default
-        is_plain = isinstance(value, (int, float, str, bool)) or (isinstance(value, list) and value)
+        is_plain = value is None or isinstance(value, (int, float, str, bool)) or (isinstance(value, list) and value)
+        if default is MISSING and value is None:
+            continue
         if entry.init and is_plain and value != default and entry.name not in LOCAL_SETTINGS:
             changed[entry.name] = value
     return changed
