@@ -70,7 +70,7 @@ def quiet_libraries() -> None:
 
 def replace_progress_bar(trainer) -> None:
     """Let the progress bar show loss and depth, and one line per drop."""
-    from transformers import ProgressCallback
+    from transformers import PrinterCallback, ProgressCallback
 
     class TrimProgress(ProgressCallback):
         def on_log(self, args, state, control, logs=None, **kwargs):
@@ -86,7 +86,8 @@ def replace_progress_bar(trainer) -> None:
         def depth(self):
             return trainer.history.depth if trainer.history is not None else "all"
 
-    trainer.remove_callback(ProgressCallback)
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
     trainer.add_callback(TrimProgress)
 
 
