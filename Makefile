@@ -36,7 +36,7 @@ style: install  ## fix style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-controls: install  ## accuracy of the quickstart next to its controls (about 25 minutes on 2 cores)
+controls: install  ## accuracy of the quickstart next to its controls (about 35 minutes on 2 cores)
 	$(BIN)/python benchmarks/quickstart_controls.py
 
 clean:  ## remove the environment and all output

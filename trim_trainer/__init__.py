@@ -16,7 +16,7 @@ _PUBLIC = {
     "verify_checkpoint": "verification",
 }
 
-__all__ = sorted(_PUBLIC)  # noqa: PLE0605
+__all__ = sorted(_PUBLIC)
 
 if TYPE_CHECKING:
     from .config import TrimConfig as TrimConfig

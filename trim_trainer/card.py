@@ -42,10 +42,8 @@ class CardFacts:
 
 def collect_facts(trainer, model_name: str | None = None, dataset_name: str | None = None, tags=None) -> CardFacts:
     """Take the facts of the card from a trainer; `recipe` entries come before what the model's config knows."""
-    settings = changed_settings(trainer.args)
-    recipe = dict(trainer.recipe or settings)
-    source = get_config_model_id(trainer.model.config) or None
-    is_hub_id = source is not None and source.count("/") == 1 and not Path(source).exists()
+    recipe = dict(trainer.recipe or changed_settings(trainer.args))
+    source = get_config_model_id(trainer.model.config)
     tags = [tags] if isinstance(tags, str) else list(tags or ())
     dataset = trainer.train_dataset
     return CardFacts(
@@ -54,7 +52,7 @@ def collect_facts(trainer, model_name: str | None = None, dataset_name: str | No
         recipe=recipe,
         versions={"trim_trainer": __version__} | {name: metadata.version(name) for name in VERSIONED},
         tags=tuple(dict.fromkeys(["trl", "sft", "trim-trainer", "trimmed", *tags])),
-        base_model=recipe.get("base_model") or (source if is_hub_id else None),
+        base_model=recipe.get("base_model") or (source if source and _is_hub_id(source) else None),
         license=recipe.get("license"),
         dataset_name=dataset_name or recipe.get("dataset_name"),
     )
@@ -94,14 +92,12 @@ def render_card(history: TrimHistory, facts: CardFacts) -> str:
         lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters["percent"] = lambda value: f"{100 * value:.1f} %"
-    trimmed = history.measured("trimmed")
-    is_current = trimmed is not None and trimmed.depth == history.depth
     return environment.get_template("model_card.md").render(
         metadata=card_metadata(history, facts).to_yaml(),
         history=history,
         facts=facts,
         before=history.measured("untrimmed"),
-        after=trimmed if is_current else None,
+        after=_measured_now(history),
         recipe=yaml.safe_dump(facts.recipe, sort_keys=False),
         importance_plot=IMPORTANCE_PLOT if history.rounds else None,
         metric_plot=METRIC_PLOT if history.drops else None,
@@ -112,8 +108,8 @@ def render_card(history: TrimHistory, facts: CardFacts) -> str:
 def card_metadata(history: TrimHistory, facts: CardFacts) -> ModelCardData:
     """Return the YAML head, by the Hub's rules for each field."""
     datasets = [facts.dataset_name] if facts.dataset_name and _is_hub_id(facts.dataset_name) else None
-    trimmed = history.measured("trimmed")
-    results = list(_eval_results(trimmed, facts)) if trimmed and trimmed.depth == history.depth else None
+    measured = _measured_now(history)
+    results = list(_eval_results(measured, facts)) if measured else None
     return ModelCardData(
         base_model=facts.base_model,
         license=facts.license,
@@ -124,6 +120,12 @@ def card_metadata(history: TrimHistory, facts: CardFacts) -> ModelCardData:
         model_name=facts.model_name,
         eval_results=results or None,
     )
+
+
+def _measured_now(history: TrimHistory) -> Measurement | None:
+    """The measurement of the trimmed model, unless it was taken at another depth."""
+    measured = history.measured("trimmed")
+    return measured if measured is not None and measured.depth == history.depth else None
 
 
 def _eval_results(measured: Measurement, facts: CardFacts) -> Iterable[EvalResult]:

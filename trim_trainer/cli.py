@@ -39,10 +39,11 @@ def train(arguments: list[str]) -> int:
     except (ValueError, FileExistsError, FileNotFoundError, ModuleNotFoundError) as error:
         print(f"trim-trainer: {error}", file=sys.stderr)
         return 2
-    trainer.save_model()
-    trainer.create_model_card()
+    trainer.save_model()  # with a target, the card too
     if trainer.history is not None:
         print_summary(trainer)
+    else:
+        trainer.create_model_card()
     if recipe.training_args.push_to_hub:
         trainer.push_to_hub()
     return 0

@@ -1,5 +1,6 @@
 """Measured facts about a model: accuracy with n, loss, tokens per second with device."""
 
+import platform
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -114,8 +115,6 @@ def device_name(device: torch.device) -> str:
 
 def cpu_name() -> str:
     """The processor's model name."""
-    import platform
-
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

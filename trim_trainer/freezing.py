@@ -53,7 +53,6 @@ def sync_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, decayed: 
     is in `decayed()` and the one without otherwise, as the Trainer builds them.
     """
     names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    order = {parameter: i for i, parameter in enumerate(names)}
     groups = optimizer.param_groups
     group_of = {parameter: group for group in groups for parameter in group["params"] if parameter in names}
     with_decay = set(decayed())
@@ -61,6 +60,6 @@ def sync_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, decayed: 
         if parameter not in group_of:
             group_of[parameter] = groups[0] if name in with_decay else groups[-1]
     for group in groups:
-        group["params"] = sorted((p for p in names if group_of[p] is group), key=order.__getitem__)
+        group["params"] = [parameter for parameter in names if group_of[parameter] is group]
     for parameter in [parameter for parameter in optimizer.state if parameter not in names]:
         del optimizer.state[parameter]

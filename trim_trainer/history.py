@@ -76,7 +76,8 @@ class TrimHistory:
     @property
     def kept(self) -> tuple[int, ...]:
         """Original numbers of the layers that are left, in model order."""
-        return tuple(layer for layer in range(self.num_layers) if layer not in set(self.dropped))
+        dropped = set(self.dropped)
+        return tuple(layer for layer in range(self.num_layers) if layer not in dropped)
 
     @property
     def depth(self) -> int:

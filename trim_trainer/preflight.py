@@ -1,7 +1,6 @@
 """What a trimming run refuses, before anything expensive happens."""
 
 import logging
-import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -86,7 +85,7 @@ def check_output_dir(output_dir: str, resume_from_checkpoint: str | bool | None,
         )
     for path in found:
         logger.info("Removing %s of the run that is overwritten.", path)
-        shutil.rmtree(path) if path.is_dir() else os.remove(path)
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def split_calibration(

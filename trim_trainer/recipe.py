@@ -11,10 +11,10 @@ import yaml
 from datasets import DatasetDict, load_dataset
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
-from .card import LOCAL_SETTINGS, changed_settings
+from .card import changed_settings
 from .config import TrimConfig
 from .quickstart import resolve_source
-from .scan import choose_layout, score_choices
+from .scan import score_choices
 from .trainer import TrimTrainer
 
 # Forward passes that one training step costs per token: a full update, and a sparse one that trains a quarter.
@@ -110,7 +110,7 @@ def build_trainer(recipe: Recipe, **kwargs) -> TrimTrainer:
         peft_config=get_peft_config(model),
         **kwargs,
     )
-    trainer.recipe = {name: value for name, value in recipe.settings.items() if name not in LOCAL_SETTINGS}
+    trainer.recipe = recipe.settings
     return trainer
 
 
@@ -134,7 +134,7 @@ def load_splits(script: RecipeArguments) -> DatasetDict:
 def estimate_seconds(trainer: TrimTrainer) -> float:
     """Estimate how long a trimming run will take, from the speed of the model's forward pass here and now."""
     sample = trainer._calibration_examples[:8]
-    layout = choose_layout(trainer.model, sample)
+    layout = trainer.layout
     started = time.perf_counter()
     with trainer.accelerator.autocast():
         score_choices(trainer.model, sample, layout)

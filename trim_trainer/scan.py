@@ -163,9 +163,13 @@ def _batches(
         for group in groups:
             rows.append((example.prompt_ids, group, first, number, group[0] is choices[0]))
             first += len(group)
-    rows.sort(key=lambda row: len(row[0]) + sum(len(ids) for ids, _ in row[1]), reverse=True)
+
+    def num_tokens(row) -> int:
+        return len(row[0]) + sum(len(ids) for ids, _ in row[1])
+
+    rows.sort(key=num_tokens, reverse=True)
     while rows:
-        longest = len(rows[0][0]) + sum(len(ids) for ids, _ in rows[0][1])
+        longest = num_tokens(rows[0])
         size = max(1, batch_tokens // longest)
         yield _collate(model, rows[:size], longest, layout.is_packed)
         rows = rows[size:]

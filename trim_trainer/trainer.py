@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from .history import Round, TrimHistory
 from .importance import LayerScores, calibrate, choose_layers
 from .preflight import check_model, check_output_dir, split_calibration
 from .rollback import QualityFloor
-from .scan import choose_layout, score_choices
+from .scan import Layout, choose_layout, score_choices
 from .schedule import plan_schedule
 from .surgery import drop_layers
 from .verification import verify_checkpoint
@@ -70,7 +71,6 @@ class TrimTrainer(SFTTrainer):
             return
         calibration_examples = self._tokenize_examples(calibration_dataset)
         self._evaluation_examples = self._tokenize_examples(eval_dataset) if isinstance(eval_dataset, Dataset) else []
-        self._layout = None
         metric = choose_metric(args.calibration_metric, calibration_examples)
         self._calibration_examples = scored_by(metric, calibration_examples)
         self._floor = QualityFloor(args.max_metric_drop, metric)
@@ -107,7 +107,7 @@ class TrimTrainer(SFTTrainer):
                 self._calibration_examples,
                 criterion=self.args.importance,
                 metric=self.history.calibration_metric,
-                layout=self._layout,
+                layout=self.layout,
                 seed=self.args.seed + self.state.global_step,
             )
 
@@ -178,7 +178,6 @@ class TrimTrainer(SFTTrainer):
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
         if self.history is not None:
             self._schedule = self._plan(max_steps)
-            self._layout = choose_layout(self.model, self._calibration_examples + self._evaluation_examples)
             if self.history.measured("untrimmed") is None:
                 self._measure("untrimmed")
             if self.args.sparse_update_ratio is not None:
@@ -246,7 +245,6 @@ class TrimTrainer(SFTTrainer):
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         examples = self._evaluation_examples if self.history is not None and eval_dataset is None else []
         if examples and choose_metric(None, examples) == "accuracy":
-            self._layout = self._layout or choose_layout(self.model, examples)
             accuracy = self._score(examples, "accuracy")
             metrics[f"{metric_key_prefix}_accuracy"] = accuracy
             Trainer.log(self, {f"{metric_key_prefix}_accuracy": accuracy})
@@ -277,9 +275,14 @@ class TrimTrainer(SFTTrainer):
             self.save_model(str(Path(self.args.output_dir) / f"depth-{history.depth}"), _internal_call=True)
             self.history = history
 
+    @cached_property
+    def layout(self) -> Layout:
+        """How examples are laid out for scoring: the fastest way that is exact for this model, tried once."""
+        return choose_layout(self.model, self._calibration_examples + self._evaluation_examples)
+
     def _measure(self, name: str) -> None:
         with self.accelerator.autocast():
-            measured = measure_model(name, self.model, self._evaluation_examples, self._layout)
+            measured = measure_model(name, self.model, self._evaluation_examples, self.layout)
         self.history = self.history.add(measured)
 
     def _calibration_metric(self) -> float:
@@ -287,7 +290,7 @@ class TrimTrainer(SFTTrainer):
 
     def _score(self, examples: list[ScoredExample], metric: str) -> float:
         with self.accelerator.autocast():
-            return measure(score_choices(self.model, examples, self._layout), examples, metric).item()
+            return measure(score_choices(self.model, examples, self.layout), examples, metric).item()
 
     def _log_drop(self, a_round: Round) -> None:
         should_log = self.control.should_log
