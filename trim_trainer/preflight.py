@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -28,7 +29,7 @@ def check_model(model: str | PreTrainedModel, args: TrimConfig, is_peft: bool) -
     Raises:
         ValueError: names the setting, its value, the rule and the way out.
     """
-    _check_settings(args, is_peft)
+    _check_settings(args, is_peft or (not isinstance(model, str) and is_peft_model(model)))
     if isinstance(model, PreTrainedModel):
         find_layers(model)
         config = model.config
