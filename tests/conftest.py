@@ -98,3 +98,23 @@ def tiny_model(_models):
 def sets():
     """Training, evaluation and calibration examples that share nothing."""
     return tuple(Dataset.from_list(make_examples(number, first)) for number, first in ((64, 0), (24, 100), (12, 200)))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Count the architectures of the sweep."""
+    from sweep import summarize
+
+    reports = config.stash.get(REPORTS, {})
+    if reports:
+        terminalreporter.section("layers dropped, saved, loaded: the same function?")
+        for line in summarize(reports):
+            terminalreporter.line(line)
+
+
+REPORTS = pytest.StashKey[dict]()
+
+
+@pytest.fixture(scope="session")
+def reports(request):
+    """What the sweep over all architectures found, by kind and name."""
+    return request.config.stash.setdefault(REPORTS, {})

@@ -48,14 +48,22 @@ def test_an_important_layer_scores_higher(tiny_model, tokenizer):
 
 def test_ties_go_to_the_largest_activation_norm():
     scored = LayerScores((0.2, 0.0, 0.0, 0.1, 0.0), (1.0, 2.0, 9.0, 4.0, 5.0), metric=0.5)
-    assert choose_layers(scored, "sensitivity", 1) == (2,)
-    assert choose_layers(scored, "sensitivity", 4) == (2, 4, 1, 3)
-    assert choose_layers(scored, "sensitivity", 2, protected=[2]) == (4, 1)
+
+    def droppable(chosen):
+        return set(range(5)) - set(chosen)
+
+    assert choose_layers(scored, "sensitivity", 1, droppable) == (2,)
+    assert choose_layers(scored, "sensitivity", 4, droppable) == (2, 4, 1, 3)
+    assert choose_layers(scored, "sensitivity", 2, lambda chosen: droppable(chosen) - {2}) == (4, 1)
+    # Once layer 2 is gone the others have to stay.
+    assert choose_layers(scored, "sensitivity", 3, lambda chosen: () if chosen else range(5)) == (2,)
 
 
 def test_tail_takes_the_last_layers(tiny_model, tokenizer):
     scores = score_layers(tiny_model(), tokenizer, make_examples(2), "tail")
-    assert choose_layers(LayerScores(tuple(scores), None, 0.0), "tail", 2) == (5, 4)
+    assert choose_layers(
+        LayerScores(tuple(scores), None, 0.0), "tail", 2, lambda chosen: set(range(6)) - set(chosen)
+    ) == (5, 4)
 
 
 def test_an_unknown_criterion_lists_the_known(tiny_model, tokenizer):

@@ -12,6 +12,7 @@ _PUBLIC = {
     "TrimHistory": "history",
     "TrimTrainer": "trainer",
     "drop_layers": "surgery",
+    "droppable_layers": "architectures",
     "score_layers": "importance",
     "verify_checkpoint": "verification",
 }
@@ -19,6 +20,7 @@ _PUBLIC = {
 __all__ = sorted(_PUBLIC)
 
 if TYPE_CHECKING:
+    from .architectures import droppable_layers as droppable_layers
     from .config import TrimConfig as TrimConfig
     from .history import TrimHistory as TrimHistory
     from .importance import CRITERIA as CRITERIA

@@ -14,8 +14,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("train", add_help=False, help="train from a recipe: --config recipe.yaml [--field value ...]")
+    commands.add_parser("drop", add_help=False, help="drop layers of a checkpoint: MODEL --layers 3,17 --output DIR")
     command, rest = parser.parse_known_args(arguments[:1])[0].command, arguments[1:]
-    return {"train": train}[command](rest)
+    return {"train": train, "drop": drop}[command](rest)
 
 
 def train(arguments: list[str]) -> int:
@@ -46,6 +47,43 @@ def train(arguments: list[str]) -> int:
         trainer.create_model_card()
     if recipe.training_args.push_to_hub:
         trainer.push_to_hub()
+    return 0
+
+
+def drop(arguments: list[str]) -> int:
+    """Drop layers of a checkpoint without training, and print what is left."""
+    parser = argparse.ArgumentParser(
+        prog="trim-trainer drop", description="Drop decoder layers of a checkpoint, without training."
+    )
+    parser.add_argument("model", help="Hub id or folder")
+    parser.add_argument("--layers", required=True, help="numbers and ranges of layers, from 0: 3,17,20-24")
+    parser.add_argument("--output", required=True, help="folder for the result; empty, or not there yet")
+    parser.add_argument("--revision", default="main", help="branch, tag or commit on the Hub")
+    parser.add_argument("--dtype", default="auto", help="auto (as stored), float32, bfloat16 or float16")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    options = parser.parse_args(arguments)
+    from .one_shot import drop_from_checkpoint, parse_layers
+    from .surgery import SurgeryError
+    from .verification import VerificationError
+
+    quiet_libraries()
+    try:
+        done = drop_from_checkpoint(
+            options.model,
+            parse_layers(options.layers),
+            options.output,
+            revision=options.revision,
+            dtype=options.dtype,
+            trust_remote_code=options.trust_remote_code,
+        )
+    except (ValueError, OSError, SurgeryError, VerificationError) as error:
+        print(f"trim-trainer: {error}", file=sys.stderr)
+        return 2
+    print(
+        f"{done.num_layers} → {done.depth} layers, {done.num_parameters:,} → {done.num_parameters_after:,} parameters, "
+        f"{'with' if done.has_tokenizer else 'without a'} tokenizer."
+    )
+    print(f"Saved, reloaded and compared: {Path(options.output).resolve()}")
     return 0
 
 

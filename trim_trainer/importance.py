@@ -89,7 +89,7 @@ def calibrate(
     """Score every layer of the model as it is now.
 
     Args:
-        model: A causal LM of a type in `ARCHITECTURES`.
+        model: A causal LM.
         examples: The calibration set.
         criterion: A name in `CRITERIA`.
         metric: `"accuracy"` or `"loss"`.
@@ -112,13 +112,28 @@ def calibrate(
 
 
 def choose_layers(
-    scored: LayerScores, criterion: str, num_layers: int, protected: Iterable[int] = ()
+    scored: LayerScores,
+    criterion: str,
+    num_layers: int,
+    droppable: Callable[[tuple[int, ...]], Iterable[int]],
 ) -> tuple[int, ...]:
-    """Return the numbers of the `num_layers` least important layers, in the order in which they go."""
+    """Choose the least important layers.
+
+    Args:
+        scored: The scores of all layers.
+        criterion: The name in `CRITERIA` that they come from.
+        num_layers: How many to choose.
+        droppable: Returns the layers that can go in addition to those chosen so far.
+
+    Returns:
+        Their numbers, in the order in which they go; fewer than asked for where the others have to stay.
+    """
     norms = scored.activation_norms if CRITERIA[criterion].breaks_ties else None
-    candidates = [layer for layer in range(len(scored.scores)) if layer not in set(protected)]
-    candidates.sort(key=lambda layer: (scored.scores[layer], -norms[layer] if norms else 0.0))
-    return tuple(candidates[:num_layers])
+    chosen: tuple[int, ...] = ()
+    while len(chosen) < num_layers and (candidates := list(droppable(chosen))):
+        best = min(candidates, key=lambda layer: (scored.scores[layer], -norms[layer] if norms else 0.0))
+        chosen += (best,)
+    return chosen
 
 
 def find_criterion(name: str) -> Criterion:
@@ -139,7 +154,7 @@ def score_layers(
     """Score the layers of a model without training it.
 
     Args:
-        model: A causal LM of a type in `ARCHITECTURES`.
+        model: A causal LM.
         tokenizer: Its tokenizer.
         calibration: Examples in TRL's formats; multiple choice with the columns `choices` and `answer`.
         criterion: A name in `CRITERIA`.

@@ -10,7 +10,7 @@ from datasets import Dataset, IterableDataset
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .architectures import find_architecture, find_layers, text_config
+from .architectures import droppable_layers, find_architecture, find_layers, num_layers
 from .calibration import CalibrationError, check_choices, check_disjoint, example_key, hold_out
 from .config import TrimConfig
 from .history import HISTORY_NAME
@@ -36,14 +36,29 @@ def check_model(model: str | PreTrainedModel, args: TrimConfig, is_peft: bool) -
     else:
         config = _load_config(model, args)
         find_architecture(config)
-    num_layers = text_config(config).num_hidden_layers
-    target = resolve_target(num_layers, args.target_layers, args.target_ratio)
-    protected = check_layers(args.protected_layers or (), num_layers)
+    depth = num_layers(config)
+    target = resolve_target(depth, args.target_layers, args.target_ratio)
+    protected = check_layers(args.protected_layers or (), depth)
     if len(protected) > target:
         raise ValueError(
             f"`protected_layers` names {len(protected)} layers, but `target_layers` is {target}: protect fewer layers."
         )
-    return num_layers, target
+    _check_reachable(config, depth, target, protected)
+    return depth, target
+
+
+def _check_reachable(config: PretrainedConfig, depth: int, target: int, protected: set[int]) -> None:
+    """Raise a ValueError if so many layers have to stay that the target cannot be reached."""
+    dropped: tuple[int, ...] = ()
+    while depth - len(dropped) > target:
+        candidates = [layer for layer in droppable_layers(config, dropped) if layer not in protected]
+        if not candidates:
+            raise ValueError(
+                f"`target_layers` is {target}, but {config.model_type!r} can only lose layers down to a depth of "
+                f"{depth - len(dropped)}: the others hold what layers that stay need"
+                f"{' or are in `protected_layers`' if protected else ''} (see `droppable_layers`)."
+            )
+        dropped += (candidates[-1],)
 
 
 def _load_config(model: str, args: TrimConfig) -> PretrainedConfig:

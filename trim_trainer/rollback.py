@@ -26,7 +26,7 @@ class LastGood:
         self, model: PreTrainedModel, optimizer: torch.optim.Optimizer, decayed: Callable[[], Iterable[str]]
     ) -> None:
         """Bring everything back, in place. `decayed` is as in `sync_optimizer`."""
-        self._layers.restore(model)
+        self._layers.restore()
         model.load_state_dict(self._weights)
         for parameter in model.parameters():
             parameter.requires_grad_(parameter in self._trained)

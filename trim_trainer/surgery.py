@@ -4,11 +4,23 @@ import copy
 import operator
 from collections.abc import Iterable
 
-import torch
+from accelerate.utils import is_peft_model
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from .architectures import LAYER_NUMBERS, find_layers, rewrite_config, text_config
+from .adapters import trimmed_adapters
+from .architectures import LayerConstraintError, find_architecture, find_stacks, text_config, trimmed_fields
+from .blueprint import (
+    LAYER_NUMBERS,
+    TORCH_STATE,
+    adopt_constants,
+    build,
+    differing_constants,
+    is_plain,
+    tensor_shapes,
+)
+from .fields import Kept, name_layers, stale_fields
 
 
 class SurgeryError(RuntimeError):
@@ -16,33 +28,38 @@ class SurgeryError(RuntimeError):
 
 
 def drop_layers(model: PreTrainedModel, layers: Iterable[int]) -> PreTrainedModel:
-    """Drop decoder layers in place: modules, layer numbers and config.
+    """Drop decoder layers in place: modules, layer numbers, config, and weights that depend on a layer's number.
 
-    Before anything changes, the new config is instantiated on the meta device and must ask for exactly the tensors
-    that are left, so the result is saved and loaded as an ordinary checkpoint of its model type.
+    The drop is rehearsed first, on a model without weights: what is left of it must have exactly the tensors and the
+    constants of a fresh model of the new config, so the result is saved and loaded as an ordinary checkpoint of its type.
 
     Args:
-        model: A causal LM of a type in `ARCHITECTURES`.
+        model: A causal LM, or an image-text-to-text model, whose text decoder loses layers. With PEFT adapters, those of
+            the dropped layers go too, and the others are renumbered.
         layers: Numbers of the layers to drop, as the model counts them now, from 0.
 
     Returns:
         `model` itself.
 
     Raises:
-        UnsupportedArchitectureError: layers of this model type cannot be dropped.
+        UnsupportedArchitectureError: no layer of this model can be dropped.
+        LayerConstraintError: these layers have to stay, see `droppable_layers`.
         ValueError: a number is out of range or given twice, or no layer would be left.
-        SurgeryError: the tensors that are left are not those of the new config.
+        SurgeryError: the layers that are left are not those that the new config describes.
     """
-    stack = find_layers(model)
-    dropped = check_layers(layers, len(stack))
+    base = model.get_base_model() if is_peft_model(model) else model
+    stacks = find_stacks(base)
+    depth = len(next(iter(stacks.values())))
+    dropped = check_layers(layers, depth)
     if not dropped:
         return model
-    kept = [layer for layer in range(len(stack)) if layer not in dropped]
-    check_result(model, stack, kept)
-    for layer in sorted(dropped, reverse=True):
-        del stack[layer]
-    renumber_layers(stack)
-    rewrite_config(model.config, kept)
+    kept = Kept(tuple(layer for layer in range(depth) if layer not in dropped), depth)
+    adapters = trimmed_adapters(model, kept)
+    rehearsed, expected = _rehearse(base, kept, has_plain_weights=base is model and not is_quantized(model))
+    _cut(base, expected, kept)
+    adopt_constants(base, rehearsed, expected)
+    for name, fields in adapters.items():
+        vars(model.peft_config[name]).update(fields)
     return model
 
 
@@ -59,63 +76,139 @@ def check_layers(layers: Iterable[int], num_layers: int) -> set[int]:
     return set(numbers)
 
 
-def trimmed_config(config: PretrainedConfig, kept: Iterable[int]) -> PretrainedConfig:
-    """Return the config that a checkpoint with the layers `kept` has once it is saved and read again."""
-    new = copy.deepcopy(config)
-    rewrite_config(new, kept)
-    return type(config).from_dict(new.to_dict())
+def reload_config(config: PretrainedConfig) -> PretrainedConfig:
+    """Return the config as it is once it is saved and read again."""
+    return type(config).from_dict(config.to_dict())
 
 
-def check_result(model: PreTrainedModel, stack: nn.ModuleList, kept: list[int]) -> None:
-    """Raise a SurgeryError unless the new config asks for exactly the tensors of the kept layers."""
-    config = trimmed_config(model.config, kept)
-    with torch.device("meta"):
-        expected = type(model)._from_config(config).state_dict()
-    prefix = next(name for name, module in model.named_modules() if module is stack) + "."
-    new_number = {str(old): str(new) for new, old in enumerate(kept)}
-    left = {}
-    for name, tensor in model.state_dict().items():
-        head, found, tail = name.partition(prefix)
-        number, _, rest = tail.partition(".")
-        if not found or head:
-            left[name] = tensor.shape
-        elif number in new_number:
-            left[f"{prefix}{new_number[number]}.{rest}"] = tensor.shape
-    expected = {name: tensor.shape for name, tensor in expected.items()}
-    if left != expected:
-        differing = sorted(name for name in left.keys() | expected.keys() if left.get(name) != expected.get(name))
+def trimmed_config(config: PretrainedConfig, layers: Iterable[int]) -> PretrainedConfig:
+    """Return the config that a checkpoint with only `layers` has once it is saved and read again.
+
+    Raises:
+        UnsupportedArchitectureError, LayerConstraintError: see `trimmed_fields`.
+        SurgeryError: the config class refuses the new fields.
+    """
+    fields = trimmed_fields(config, tuple(layers))
+    try:
+        new = type(config).from_dict(fields)
+    except (ValueError, TypeError, StrictDataclassError) as error:
         raise SurgeryError(
-            f"Dropping these layers of {config.model_type!r} leaves tensors that its config does not describe: "
-            f"{', '.join(differing[:5])}{' …' if len(differing) > 5 else ''}. Nothing was changed."
+            f"{type(config).__name__} refuses the fields of a model with layers {', '.join(map(str, layers))} only: "
+            f"{error}. Nothing was changed."
+        ) from error
+    for name in stale_fields(text_config(new).to_dict()):
+        text_config(new).__dict__.pop(name, None)  # the default of the class, which is as wrong
+    return new
+
+
+def is_quantized(model: PreTrainedModel) -> bool:
+    """Whether the weights have a form that the config alone does not describe."""
+    return getattr(model, "hf_quantizer", None) is not None
+
+
+def _rehearse(model: PreTrainedModel, kept: Kept, has_plain_weights: bool) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """Drop the layers of a copy without weights; return it, and the fresh model of the new config that it must equal."""
+    rehearsed = build(type(model), reload_config(model.config))
+    expected = build(type(model), trimmed_config(model.config, kept.layers))
+    if has_plain_weights:
+        _compare_shapes(model, rehearsed, "The model has tensors that its config does not describe")
+    stacks, edited = tuple(find_stacks(rehearsed)), _cut(rehearsed, expected, kept)
+    if edited and not has_plain_weights:
+        raise LayerConstraintError(
+            f"Cannot drop {name_layers(kept.dropped)} of this {model.config.model_type!r} model: {edited[0]} would have "
+            "to be edited, which an adapter or quantized weights do not allow. Merge or dequantize the model first."
+        )
+    _compare_shapes(
+        rehearsed,
+        expected,
+        f"Without {name_layers(kept.dropped)}, tensors are left that the new config does not describe",
+    )
+    _compare_constants(rehearsed, expected, kept, stacks)
+    return rehearsed, expected
+
+
+def _cut(model: PreTrainedModel, expected: PreTrainedModel, kept: Kept) -> list[str]:
+    """Take the layers out of every stack, edit weights that depend on a layer's number, return the names of those."""
+    known = set(model.parameters())
+    row, stacks = find_architecture(model.config), find_stacks(model)
+    for stack in stacks.values():
+        for layer in reversed(kept.dropped):
+            del stack[layer]
+    owner = next(iter(stacks)).rpartition(".")[0]
+    for edit in row.edits:
+        edit(model.get_submodule(owner), expected.get_submodule(owner), kept)
+    return [name for name, parameter in model.named_parameters() if parameter not in known]
+
+
+def _compare_constants(
+    rehearsed: PreTrainedModel, expected: PreTrainedModel, kept: Kept, stacks: tuple[str, ...]
+) -> None:
+    """Inside the layers only numbers may differ, and constants that the model type's row makes good."""
+    allowed = {*LAYER_NUMBERS, *find_architecture(expected.config).constants}
+    wrong = sorted(
+        f"{name}.{attribute}"
+        for name, attribute, old, new in differing_constants(rehearsed, expected)
+        if name.startswith(tuple(f"{stack}." for stack in stacks))
+        and attribute not in allowed
+        # A copy of a list of the config, which may say something else of each layer, has to agree with it.
+        and not (isinstance(old, list) and len(old) == kept.depth and kept.select(old) == new)
+    )
+    if wrong:
+        raise SurgeryError(
+            f"Without {name_layers(kept.dropped)} of this {expected.config.model_type!r} model, layers that stay would "
+            f"compute something else, because {', '.join(wrong[:3])} depends on the layer's number. Nothing was changed."
         )
 
 
-def renumber_layers(stack: nn.ModuleList) -> None:
-    """Give every module in the stack its layer's new number: the KV cache is addressed by it."""
-    for number, layer in enumerate(stack):
-        for module in layer.modules():
-            for name in LAYER_NUMBERS:
-                if name in module.__dict__:
-                    setattr(module, name, number)
+def _compare_shapes(one: nn.Module, other: nn.Module, what: str) -> None:
+    left, right = tensor_shapes(one), tensor_shapes(other)
+    differing = sorted(name for name in left.keys() | right.keys() if left.get(name) != right.get(name))
+    if differing:
+        names = ", ".join(differing[:5]) + (" …" if len(differing) > 5 else "")
+        raise SurgeryError(f"{what} ({other.config.model_type!r}): {names}. Nothing was changed.")
 
 
 class LayerBackup:
-    """The layers and the config of a model as they are now, to bring them back after later drops.
+    """The modules, constants and configs of a model as they are now, to bring them back after later drops.
 
-    Holds the layer modules themselves, so it costs no memory until layers are dropped. Values of parameters are not
-    copied: that is the caller's part.
+    Holds references to modules and parameters, so it costs no memory until layers are dropped. Values of parameters are
+    not copied: that is the caller's part.
     """
 
     def __init__(self, model: PreTrainedModel):
-        self._layers = list(find_layers(model))
-        self._config = copy.deepcopy(text_config(model.config).__dict__)
+        self._modules = {module: _copy_settings(module) for module in model.modules()}
+        self._configs: dict[int, tuple[PretrainedConfig, dict]] = {}
+        for module in self._modules:
+            for value in vars(module).values():
+                self._keep_config(value)
 
-    def restore(self, model: PreTrainedModel) -> None:
-        """Put the layers and the config back, in place."""
-        stack = find_layers(model)
-        del stack[:]
-        stack.extend(self._layers)
-        renumber_layers(stack)
-        config = text_config(model.config)
-        config.__dict__.clear()
-        config.__dict__.update(copy.deepcopy(self._config))
+    def restore(self) -> None:
+        """Put the modules, constants and configs back, in place."""
+        for module, (children, settings) in self._modules.items():
+            for name, entries in children.items():
+                vars(module)[name].clear()
+                vars(module)[name].update(entries)
+            for name in _copy_settings(module)[1].keys() - settings.keys():
+                del vars(module)[name]
+            vars(module).update(copy.deepcopy(settings))
+        for config, fields in self._configs.values():
+            config.__dict__.clear()
+            config.__dict__.update(_copy_fields(fields))
+
+    def _keep_config(self, config) -> None:
+        if isinstance(config, PretrainedConfig) and id(config) not in self._configs:
+            self._configs[id(config)] = (config, _copy_fields(config.__dict__))
+            for part in config.__dict__.values():
+                self._keep_config(part)
+
+
+def _copy_settings(module: nn.Module) -> tuple[dict[str, dict], dict]:
+    """What a module holds (children, parameters, buffers) by reference, and its plain attributes by value."""
+    children = {name: dict(vars(module)[name]) for name in ("_modules", "_parameters", "_buffers")}
+    settings = {name: value for name, value in vars(module).items() if is_plain(value) and name not in TORCH_STATE}
+    return children, copy.deepcopy(settings)
+
+
+def _copy_fields(fields: dict) -> dict:
+    """The fields of a config by value, except the configs inside it."""
+    return {k: v if isinstance(v, PretrainedConfig) else copy.deepcopy(v) for k, v in fields.items()}

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTTrainer
 
+from .architectures import droppable_layers
 from .calibration import ScoredExample, choose_metric, measure, scored_by, tokenize_examples
 from .card import collect_facts, write_card
 from .config import TrimConfig
@@ -94,10 +95,17 @@ class TrimTrainer(SFTTrainer):
             self._save_depth()
             self._floor.keep(scored.metric, self.model, self.optimizer, self.history)
             number = min(self.args.layers_per_trim, self.history.depth - depth)
-            protected = [self.history.kept.index(layer) for layer in self.args.protected_layers or ()]
-            dropped = choose_layers(scored, self.args.importance, number, protected)
+            dropped = choose_layers(scored, self.args.importance, number, self._droppable)
+            if not dropped:
+                self._stop("no layer that is left can be dropped")
+                return
             trained = self._drop(dropped, scored)
             self._record(scored, dropped, trained)
+
+    def _droppable(self, chosen: tuple[int, ...]) -> set[int]:
+        """Layers (numbers of the model as it is now) that can go in addition to `chosen`."""
+        protected = {self.history.kept.index(layer) for layer in self.args.protected_layers or ()}
+        return set(droppable_layers(self.model, chosen)) - protected
 
     def _calibrate(self) -> LayerScores:
         """Score every layer that is left: how good is the model on the calibration set without it?"""
@@ -157,7 +165,12 @@ class TrimTrainer(SFTTrainer):
     def _roll_back(self, metric: float) -> None:
         """Return to the last depth above the quality floor; the rest of the schedule heals it."""
         self.history = self._floor.restore(metric, self.history, self.model, self.optimizer, self._decayed)
-        logger.warning("Dropping stops: %s.", self.history.stopped)
+        self._stop(self.history.stopped)
+
+    def _stop(self, reason: str) -> None:
+        """Drop no further layer; the rest of the schedule heals what is left."""
+        self.history = replace(self.history, stopped=reason)
+        logger.warning("Dropping stops: %s.", reason)
 
     # Where the algorithm meets the Trainer's loop.
 

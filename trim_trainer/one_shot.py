@@ -1,0 +1,118 @@
+"""Load a checkpoint, drop the layers that somebody names, save it, and make sure that it loads."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from .architectures import num_layers, trimmed_fields
+from .surgery import check_layers, drop_layers
+from .verification import verify_checkpoint
+
+
+@dataclass(frozen=True)
+class OneShot:
+    """What `drop_from_checkpoint` did."""
+
+    num_layers: int
+    layers: tuple[int, ...]  # that were dropped
+    num_parameters: int
+    num_parameters_after: int
+    has_tokenizer: bool
+
+    @property
+    def depth(self) -> int:
+        """Number of layers that are left."""
+        return self.num_layers - len(self.layers)
+
+
+def parse_layers(text: str) -> list[int]:
+    """Read layer numbers and ranges, `3,17` or `3,20-24`, both ends of a range included.
+
+    Raises:
+        ValueError: says which part is no number and no range.
+    """
+    numbers = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if match is None:
+            raise ValueError(f"`layers` contains {part!r}, expected numbers and ranges from 0, such as 3,17,20-24.")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise ValueError(f"`layers` contains {part!r}, expected a range that rises.")
+        numbers += range(first, last + 1)
+    return numbers
+
+
+def drop_from_checkpoint(
+    model: str,
+    layers: list[int],
+    output_dir: str | Path,
+    *,
+    revision: str = "main",
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+) -> OneShot:
+    """Drop layers of a checkpoint without training: weights, config, tokenizer and all are saved to `output_dir`.
+
+    The saved checkpoint is loaded again and compared with the model in memory, see `verify_checkpoint`.
+
+    Args:
+        model: Hub id or folder.
+        layers: Numbers of the layers, from 0.
+        output_dir: A folder that is empty or does not exist.
+        revision: Branch, tag or commit on the Hub.
+        dtype: `"auto"`: the one in which the checkpoint is stored.
+        trust_remote_code: As for `from_pretrained`.
+
+    Raises:
+        FileExistsError: `output_dir` holds something.
+        ValueError: layers that are not there, or that have to stay; before any weight is loaded.
+        VerificationError: the saved checkpoint is not the model that was saved.
+    """
+    folder = Path(output_dir)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"`output` {str(folder)!r} is not an empty folder. Name another one, or empty it.")
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    config = AutoConfig.from_pretrained(model, **options)
+    depth = num_layers(config)
+    dropped = check_layers(layers, depth)
+    trimmed_fields(config, tuple(layer for layer in range(depth) if layer not in dropped))
+    trimmed = _load(model, config, dtype, options)
+    before = trimmed.num_parameters()
+    drop_layers(trimmed, dropped).save_pretrained(folder)
+    has_tokenizer = _copy_tokenizer(model, folder, options)
+    verify_checkpoint(folder, trimmed)
+    return OneShot(depth, tuple(sorted(dropped)), before, trimmed.num_parameters(), has_tokenizer)
+
+
+def _load(model: str, config: PretrainedConfig, dtype: str, options: dict) -> PreTrainedModel:
+    """Load the whole model, vision tower and all, or raise a ValueError where weights are missing."""
+    is_composite = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    auto = AutoModelForImageTextToText if is_composite else AutoModelForCausalLM
+    loaded, info = auto.from_pretrained(model, dtype=dtype, output_loading_info=True, **options)
+    if info["missing_keys"]:
+        names = ", ".join(sorted(info["missing_keys"])[:3])
+        raise ValueError(f"`model` {model!r} holds no {names}: it is not a whole {type(loaded).__name__}.")
+    return loaded
+
+
+def _copy_tokenizer(model: str, folder: Path, options: dict) -> bool:
+    """Save the processor or tokenizer beside the weights; False: the checkpoint has none."""
+    for auto in (AutoProcessor, AutoTokenizer):
+        try:
+            auto.from_pretrained(model, **options).save_pretrained(folder)
+            return True
+        except (OSError, ValueError, KeyError):  # what the Auto classes raise where there is none
+            continue
+    return False
