@@ -25,7 +25,7 @@ WORDS = (
     "Question Answer : yes no one two three four five six seven eight nine ten in out of to from with"
 ).split()
 
-# One entry per row of ARCHITECTURES, with per-layer lists that are irregular on purpose: a wrong entry changes logits.
+# Settings per layer that are irregular on purpose: a wrong entry changes logits. `zoo` has every architecture.
 CONFIGS = {
     "llama": {},
     "mistral": {"sliding_window": 5},

@@ -4,13 +4,14 @@ import sys
 
 import pytest
 import torch
+import zoo
 from conftest import NUM_LAYERS, make_examples, make_model
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForSequenceClassification
 from trl import SFTConfig, SFTTrainer
 
-from trim_trainer import TrimConfig, TrimHistory, TrimTrainer
+from trim_trainer import TrimConfig, TrimHistory, TrimTrainer, verify_checkpoint
 from trim_trainer.architectures import find_layers
 
 BASE = {
@@ -307,3 +308,30 @@ def test_a_schedule_that_cannot_work_is_refused_before_the_first_step(fields, me
         trainer.train()
     assert trainer.state.global_step == 0
     assert trainer.history.rounds == ()
+
+
+def test_layers_that_have_to_stay_are_never_proposed(make_trainer, tmp_path):
+    """By tail, Gemma 4 would lose its last layer, which its config makes a `full_attention` layer."""
+    model = zoo.make("gemma4_text@noshare_nople")
+    assert model.config.layer_types[-1] == "full_attention"
+    trainer = make_trainer(model=model, target_layers=2, importance="tail")
+    trainer.train()
+    trainer.save_model()
+    assert trainer.history.depth == 2
+    assert trainer.model.config.layer_types[-1] == "full_attention"
+    verify_checkpoint(tmp_path / "run", trainer.model)
+
+
+def test_a_target_that_layers_in_need_of_each_other_forbid_is_refused(make_trainer):
+    with pytest.raises(
+        ValueError, match="`target_layers` is 3, but 'inkling2_text' can only lose layers down to a depth"
+    ):
+        make_trainer(model=zoo.make("inkling2_text"), target_layers=3)
+
+
+def test_the_run_says_which_runtimes_would_misread_the_result(make_trainer, tmp_path, caplog):
+    trainer = make_trainer(model=make_model("gemma3_text"), target_layers=4)
+    trainer.train()
+    assert sum("of 'gemma3_text' that every 6th" in record.message for record in caplog.records) == 1
+    trainer.save_model()
+    assert "llama.cpp assumes of 'gemma3_text' that every 6th layer" in (tmp_path / "run" / "README.md").read_text()

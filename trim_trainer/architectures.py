@@ -14,7 +14,8 @@ from transformers import (
 
 from . import constraints, edits, fields
 from .constraints import CONSTRAINTS, Constraint, keeps_image_layers
-from .fields import WHOLE_FIELDS, CannotSay, Kept, depth_of, name_layers, renumber_names, rewrite
+from .fields import WHOLE_FIELDS, CannotSay, Kept, depth_of, name_layers, rewrite
+from .module_names import renumber_names
 
 
 class UnsupportedArchitectureError(ValueError):

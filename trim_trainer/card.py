@@ -16,6 +16,7 @@ from . import __version__
 from .history import Measurement, TrimHistory
 from .importance import CRITERIA
 from .plots import IMPORTANCE_PLOT, METRIC_PLOT, plot_importance, plot_metric
+from .runtimes import runtime_caveats
 
 RECIPE_NAME = "recipe.yaml"
 VERSIONED = ("trl", "transformers", "torch", "datasets", "accelerate")
@@ -38,6 +39,7 @@ class CardFacts:
     base_model: str | None = None
     license: str | None = None
     dataset_name: str | None = None
+    caveats: tuple[str, ...] = ()  # runtimes that would compute something else
 
 
 def collect_facts(trainer, model_name: str | None = None, dataset_name: str | None = None, tags=None) -> CardFacts:
@@ -55,6 +57,7 @@ def collect_facts(trainer, model_name: str | None = None, dataset_name: str | No
         base_model=recipe.get("base_model") or (source if source and _is_hub_id(source) else None),
         license=recipe.get("license"),
         dataset_name=dataset_name or recipe.get("dataset_name"),
+        caveats=tuple(runtime_caveats(trainer.model.config)),
     )
 
 

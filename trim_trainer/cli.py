@@ -83,6 +83,8 @@ def drop(arguments: list[str]) -> int:
         f"{done.num_layers} → {done.depth} layers, {done.num_parameters:,} → {done.num_parameters_after:,} parameters, "
         f"{'with' if done.has_tokenizer else 'without a'} tokenizer."
     )
+    for caveat in done.caveats:
+        print(f"Note: {caveat}")
     print(f"Saved, reloaded and compared: {Path(options.output).resolve()}")
     return 0
 

@@ -25,8 +25,8 @@ def fold_residual_scale(decoder: nn.Module, expected: nn.Module, kept: Kept) -> 
         for norm, index in (("post_attention_layernorm", "attn"), ("post_feedforward_layernorm", "mlp")):
             old_index, new_index = (getattr(one, f"{index}_residual_add_idx") for one in (layer, new))
             after = scale * math.sqrt((new_index - 1) / new_index * old_index / (old_index - 1))
-            _replace(getattr(layer, norm), "weight", lambda w, f=after * math.sqrt(new_index / old_index): w * f)
-            scale = after
+            factor, scale = after * math.sqrt(new_index / old_index), after
+            _replace(getattr(layer, norm), "weight", lambda w, f=factor: w * f)
 
 
 def fold_lambda(decoder: nn.Module, expected: nn.Module, kept: Kept) -> None:
@@ -50,8 +50,9 @@ def fold_query_scale(decoder: nn.Module, expected: nn.Module, kept: Kept) -> Non
         if ratio == 1:
             continue
         projection, size = layer.attn.c_attn, layer.attn.embed_dim
+        factors = torch.cat([torch.full((size,), ratio), torch.ones(2 * size)]).to(projection.weight.device)
         for name in ("weight", "bias"):  # (hidden, 3 * hidden) and (3 * hidden,)
-            _replace(projection, name, lambda w, f=ratio: torch.cat([w[..., :size] * f, w[..., size:]], dim=-1))
+            _replace(projection, name, lambda w, f=factors: w * f)
 
 
 def add_last_bias(decoder: nn.Module, expected: nn.Module, kept: Kept) -> None:

@@ -14,10 +14,23 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.utils import cached_file
 
 from .architectures import num_layers, trimmed_fields
+from .runtimes import runtime_caveats
 from .surgery import check_layers, drop_layers
 from .verification import verify_checkpoint
+
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+TOKENIZER_FILES = (
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+)
+_NO_ERRORS = {"_raise_exceptions_for_missing_entries": False}
 
 
 @dataclass(frozen=True)
@@ -29,6 +42,7 @@ class OneShot:
     num_parameters: int
     num_parameters_after: int
     has_tokenizer: bool
+    caveats: list[str]  # runtimes that would compute something else
 
     @property
     def depth(self) -> int:
@@ -93,7 +107,9 @@ def drop_from_checkpoint(
     drop_layers(trimmed, dropped).save_pretrained(folder)
     has_tokenizer = _copy_tokenizer(model, folder, options)
     verify_checkpoint(folder, trimmed)
-    return OneShot(depth, tuple(sorted(dropped)), before, trimmed.num_parameters(), has_tokenizer)
+    return OneShot(
+        depth, tuple(sorted(dropped)), before, trimmed.num_parameters(), has_tokenizer, runtime_caveats(trimmed.config)
+    )
 
 
 def _load(model: str, config: PretrainedConfig, dtype: str, options: dict) -> PreTrainedModel:
@@ -109,10 +125,10 @@ def _load(model: str, config: PretrainedConfig, dtype: str, options: dict) -> Pr
 
 def _copy_tokenizer(model: str, folder: Path, options: dict) -> bool:
     """Save the processor or tokenizer beside the weights; False: the checkpoint has none."""
-    for auto in (AutoProcessor, AutoTokenizer):
-        try:
+    revision = options["revision"]
+    for auto, names in ((AutoProcessor, PROCESSOR_FILES), (AutoTokenizer, TOKENIZER_FILES)):
+        # Without any of these files the Auto class would make up an empty tokenizer.
+        if any(cached_file(model, name, revision=revision, **_NO_ERRORS) for name in names):
             auto.from_pretrained(model, **options).save_pretrained(folder)
             return True
-        except (OSError, ValueError, KeyError):  # what the Auto classes raise where there is none
-            continue
     return False

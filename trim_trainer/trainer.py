@@ -22,6 +22,7 @@ from .history import Round, TrimHistory
 from .importance import LayerScores, calibrate, choose_layers
 from .preflight import check_model, check_output_dir, split_calibration
 from .rollback import QualityFloor
+from .runtimes import runtime_caveats
 from .scan import Layout, choose_layout, score_choices
 from .schedule import plan_schedule
 from .surgery import drop_layers
@@ -186,6 +187,8 @@ class TrimTrainer(SFTTrainer):
         check_output_dir(self.args.output_dir, resume_from_checkpoint, self.args.overwrite_output_dir)
         output = super().train(resume_from_checkpoint, *args, **kwargs)
         self._measure("trimmed")
+        for caveat in runtime_caveats(self.model.config):
+            logger.warning(caveat)
         return output
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):

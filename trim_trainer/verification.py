@@ -8,7 +8,6 @@ from transformers import PreTrainedModel
 from .architectures import text_config
 from .evaluation import plain_forward
 
-
 # Endings of the config fields that hold a token's number.
 SPECIAL_TOKENS = ("_token_id", "_token_index")
 
