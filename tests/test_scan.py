@@ -3,15 +3,16 @@ import random
 
 import pytest
 import torch
-from conftest import CONFIGS, make_model
+import zoo
+from conftest import CONFIGS
 from torch.testing import assert_close
 
-from trim_trainer import drop_layers
-from trim_trainer.architectures import find_layers
+from trim_trainer import drop_layers, droppable_layers
+from trim_trainer.architectures import UnsupportedArchitectureError, find_layers
 from trim_trainer.calibration import ScoredExample, measure
-from trim_trainer.scan import Layout, choose_layout, scan_layers, score_choices
+from trim_trainer.scan import PLAIN, Layout, choose_layout, scan_layers, score_choices
 
-PLAIN, UNPACKED, PACKED = Layout(False, False), Layout(False, True), Layout(True, True)
+UNPACKED, PACKED = Layout(False, True), Layout(True, True)
 
 
 def draw_examples(number, seed=0):
@@ -58,11 +59,55 @@ def test_leaving_a_layer_out_scores_like_dropping_it(model_type, attention, tiny
         assert_close(scan.log_probs[1 + layer], forward_log_probs(trimmed, examples), atol=1e-4, rtol=1e-5)
 
 
-def test_a_window_shorter_than_a_packed_row_is_noticed(tiny_model):
-    examples = draw_examples(5)
-    assert choose_layout(tiny_model("llama"), examples) == PACKED
-    assert choose_layout(tiny_model("gemma3_text"), examples) == UNPACKED
-    assert choose_layout(make_model("gemma3_text", sliding_window=64), examples) == PACKED
+# By the fastest layout that is exact: recurrence cannot be packed; some states fit no staggered batch.
+LAYOUTS_OF = {
+    "llama": PACKED,
+    "gemma3_text": PACKED,  # windows of 4 tokens, shorter than a packed row
+    "llama4_text": PLAIN,
+    "cohere2": PACKED,  # scales its logits
+    "gpt_oss": PACKED,
+    "mamba": UNPACKED,
+    "qwen3_next": UNPACKED,
+    "roberta": UNPACKED,  # computes positions from tokens
+    "bloom": Layout(False, False),
+    "zaya": Layout(False, False),  # hands a router state from layer to layer
+    "gemma3n_text": Layout(True, False),
+    "prophetnet": PLAIN,
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS_OF)
+def test_the_fastest_exact_layout_is_found(name):
+    model, examples = zoo.make(name), draw_examples(3)
+    layout = choose_layout(model, examples)
+    assert layout == LAYOUTS_OF[name]
+    scan = scan_layers(model, examples, layout)
+    for layer in droppable_layers(model)[:2]:
+        trimmed = drop_layers(copy.deepcopy(model), [layer])
+        assert_close(scan.log_probs[1 + layer], score_choices(trimmed, examples, PLAIN), atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in zoo.CAUSAL if name not in zoo.UNBUILT])
+def test_every_architecture_is_scored_exactly_or_refused(name):
+    model, examples = zoo.make(name), draw_examples(3)
+    try:
+        layout = choose_layout(model, examples)
+    except UnsupportedArchitectureError as error:
+        assert name.partition("@")[0] in {"emu3", "mllama", "hrm_text", "reformer", "xlm"}, error
+        return
+    scan = scan_layers(model, examples, layout)
+    for layer in droppable_layers(model)[:2]:
+        trimmed = drop_layers(copy.deepcopy(model), [layer])
+        assert_close(scan.log_probs[1 + layer], score_choices(trimmed, examples, PLAIN), atol=5e-4, rtol=1e-5)
+
+
+def test_candidates_can_be_some_of_the_layers(tiny_model):
+    model, examples = tiny_model(), draw_examples(4)
+    whole = scan_layers(model, examples, PACKED)
+    for layout in (PACKED, PLAIN):
+        some = scan_layers(model, examples, layout, candidates=[1, 4])
+        assert_close(some.log_probs, whole.log_probs[[0, 2, 5]], atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 100, 100_000])

@@ -36,6 +36,7 @@ class Architecture:
         constraints: Why some layers have to stay.
         edits: Changes to weights that make a constant right.
         constants: Attributes of a layer that depend on its number, and that `edits` make good or that change nothing.
+        num_carried: How many arguments behind the hidden state a layer hands on to the next.
         refused: Why no layer can be dropped.
         refused_if: (config field, why no layer can be dropped where it is set).
     """
@@ -45,6 +46,7 @@ class Architecture:
     constraints: tuple[Constraint, ...] = ()
     edits: tuple[Callable[[nn.Module, nn.Module, Kept], None], ...] = ()
     constants: tuple[str, ...] = ()
+    num_carried: int = 0
     refused: str | None = None
     refused_if: tuple[tuple[str, str], ...] = ()
 
@@ -107,7 +109,7 @@ ARCHITECTURES = {
         edits=(edits.select_adapters,),
         constants=("layer_dic", "layer_block_map", "num_fwd_mem_blocks"),
     ),
-    "zaya": Architecture(edits=(edits.drop_first_router_scale,), constants=("use_eda",)),
+    "zaya": Architecture(edits=(edits.drop_first_router_scale,), constants=("use_eda",), num_carried=1),
 }
 
 # Names of the text decoder's config inside that of a composite model.

@@ -104,7 +104,7 @@ def render_card(history: TrimHistory, facts: CardFacts) -> str:
         recipe=yaml.safe_dump(facts.recipe, sort_keys=False),
         importance_plot=IMPORTANCE_PLOT if history.rounds else None,
         metric_plot=METRIC_PLOT if history.drops else None,
-        paper=CRITERIA[history.importance].paper,
+        paper=CRITERIA[history.importance].paper if history.importance in CRITERIA else None,
     )
 
 

@@ -66,6 +66,20 @@ class TrimConfig(SFTConfig):
             "choices": [*METRICS, None],
         },
     )
+    scan_batch_tokens: int = field(
+        default=8192,
+        metadata={
+            "help": "Tokens that one pass of a calibration carries at most, over all candidate layers. Bounds its memory, "
+            "whatever the size of the calibration set; more is faster on a GPU."
+        },
+    )
+    racing_confidence: float | None = field(
+        default=None,
+        metadata={
+            "help": "Confidence, in (0.5, 1), at which a layer that is worse than the best on part of the calibration set "
+            "is not scored on the rest. None scores every layer on every example. Only for `importance='sensitivity'`."
+        },
+    )
     sparse_update_ratio: float | None = field(
         default=0.25,
         metadata={
@@ -122,6 +136,8 @@ class TrimConfig(SFTConfig):
                 lambda v: v is None or 0 < v <= 1,
                 "a share in (0, 1], or None for all parameters",
             ),
+            ("scan_batch_tokens", lambda v: v >= 1, "at least 1 token"),
+            ("racing_confidence", lambda v: v is None or 0.5 < v < 1, "in (0.5, 1), or None for no race"),
             ("max_metric_drop", lambda v: v is None or v >= 0, "at least 0; a drop of 2 points of accuracy is 0.02"),
         ]
         for name, is_valid, rule in rules:

@@ -3,8 +3,6 @@
 import platform
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from transformers import PreTrainedModel
@@ -12,7 +10,7 @@ from transformers import PreTrainedModel
 from .architectures import find_layers
 from .calibration import ScoredExample, choose_metric, measure
 from .history import Measurement
-from .scan import Layout, score_choices
+from .scan import Layout, plain_forward, score_choices
 
 # Greedy decoding that is timed: long enough to drown the first token, short enough to run at each drop.
 NUM_TIMED_TOKENS = 16
@@ -91,17 +89,6 @@ def measure_tokens_per_second(model: PreTrainedModel) -> float:
             seconds.append(time.perf_counter() - start)
     model.train(was_training)
     return NUM_TIMED_TOKENS / min(seconds[1:])  # the first run warms up
-
-
-@contextmanager
-def plain_forward(model: PreTrainedModel) -> Iterator[None]:
-    """Undo what a trainer hung on `model.forward` (autocast, a fused head): the model as `from_pretrained` gives it."""
-    wrapped = model.__dict__.pop("forward", None)
-    try:
-        yield
-    finally:
-        if wrapped is not None:
-            model.forward = wrapped
 
 
 def device_name(device: torch.device) -> str:

@@ -12,7 +12,8 @@ FORMAT_VERSION = 1
 class Round:
     """One calibration of all layers that were left, and what followed from it.
 
-    Layers carry the numbers they had in the untrimmed model. `scores` and `activation_norms` are parallel to `layers`.
+    Layers carry the numbers they had in the untrimmed model. `scores`, `activation_norms` and
+    `num_examples` are parallel to `layers`.
     The first round of a run drops nothing: it chooses the layers of the sparse update.
     """
 
@@ -22,6 +23,7 @@ class Round:
     metric: float  # on the calibration set, before this round's drop
     seconds: float  # that the calibration took
     activation_norms: tuple[float, ...] | None = None
+    num_examples: tuple[int, ...] | None = None  # that each score comes from; None: all of the calibration set
     dropped: tuple[int, ...] = ()
     metric_after: float | None = None  # on the calibration set, right after the drop; None: nothing was dropped
     tokens_per_second: float | None = None  # greedy decoding right after the drop; None: not measured

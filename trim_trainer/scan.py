@@ -1,24 +1,26 @@
 """Log-probabilities of choices under the model and under the model without each of its layers, in one pass."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from .architectures import find_decoder, find_layers, text_config
-from .calibration import IGNORED, ScoredExample
+from .architectures import UnsupportedArchitectureError, find_architecture, find_decoder, find_layers
+from .batches import Batch, make_batches
+from .calibration import ScoredExample
+from .processes import share, sum_over_processes
 
 logger = logging.getLogger(__name__)
 
 # Tokens that one pass carries at most, over all candidates: bounds memory whatever the size of the calibration set.
 SCAN_BATCH_TOKENS = 8192
-# Positions whose logits exist at the same time: 512 × 128k words × 4 bytes = 0.25 GiB.
-HEAD_CHUNK = 512
+# Logits that exist at the same time, in single precision: 0.25 GiB.
+MAX_LOGITS = 2**26
 
 
 @dataclass(frozen=True)
@@ -26,199 +28,203 @@ class LayerScan:
     """What a pass over the calibration set found.
 
     Attributes:
-        log_probs: (1 + layers, choices): summed log-probability of each choice, nats. Row 0 is the model as it is, row
-            1 + i the model without layer i.
+        log_probs: (1 + candidates, choices): summed log-probability of each choice, nats. Row 0 is the model as it is,
+            the others the model without each candidate.
         activation_norms: (layers,): Frobenius norm of each layer's output over prompt and choices, mean over the
-            calibration set.
+            calibration set. None: the layers do not return (batch, seq, hidden).
     """
 
     log_probs: torch.Tensor
-    activation_norms: torch.Tensor
+    activation_norms: torch.Tensor | None
 
 
 @dataclass(frozen=True)
 class Layout:
     """How examples are laid out for a pass, found by `choose_layout`.
 
-    `is_packed`: all choices of an example stand behind one prompt, in one row. `is_staggered`: the candidates of a
-    scan join the batch at the layer that they skip, instead of a pass each.
+    Attributes:
+        is_packed: All choices of an example stand behind one prompt, in one row.
+        is_staggered: The candidates of a scan join the batch at the layer that they skip, instead of a pass each.
+        crops_head: The head runs on the positions of the scored tokens only.
     """
 
     is_packed: bool
     is_staggered: bool
+    crops_head: bool = True
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """Rows of one pass, and where in them the scored tokens are."""
-
-    inputs: dict[str, torch.Tensor]  # input_ids (rows, seq), attention_mask, position_ids
-    examples: torch.Tensor  # (rows,): index of the example
-    num_examples: int  # whose first row is in the batch
-    is_counted: torch.Tensor  # (rows, seq): prompt and choice tokens, each once; False on padding
-    rows: torch.Tensor  # (scored,)
-    predictors: torch.Tensor  # (scored,): position whose logits predict the token
-    targets: torch.Tensor  # (scored,)
-    choices: torch.Tensor  # (scored,): index of the choice among all choices
+PLAIN = Layout(is_packed=False, is_staggered=False, crops_head=False)
+# From fast to slow. What a layout may raise on a model that it does not fit is what torch and Transformers raise there.
+LAYOUTS = (Layout(True, True), Layout(False, True), Layout(True, False), Layout(False, False), PLAIN)
+MISFITS = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError)
 
 
 def score_choices(
-    model: PreTrainedModel, examples: list[ScoredExample], layout: Layout, batch_tokens: int = SCAN_BATCH_TOKENS
+    model: PreTrainedModel,
+    examples: list[ScoredExample],
+    layout: Layout,
+    batch_tokens: int = SCAN_BATCH_TOKENS,
+    is_shared: bool = True,
 ) -> torch.Tensor:
-    """Return (choices,): the summed log-probability of each choice of each example, in nats, on the CPU."""
-    return _run(model, examples, layout, candidates=[], batch_tokens=batch_tokens).log_probs[0]
+    """Return (choices,): the summed log-probability of each choice of each example, in nats, on the CPU.
+
+    Several processes share the batches, unless told not to.
+    """
+    return _run(model, examples, layout, [], batch_tokens, is_shared).log_probs[0]
 
 
 def scan_layers(
-    model: PreTrainedModel, examples: list[ScoredExample], layout: Layout, batch_tokens: int = SCAN_BATCH_TOKENS
+    model: PreTrainedModel,
+    examples: list[ScoredExample],
+    layout: Layout,
+    batch_tokens: int = SCAN_BATCH_TOKENS,
+    candidates: Iterable[int] | None = None,
+    is_shared: bool = True,
 ) -> LayerScan:
     """Score every choice with every layer left out in turn.
 
     Staggered, the candidate without layer i joins the batch behind layer i with the hidden state in front of it, so
     that no layer runs twice on the same input: half the work of a pass per layer, in large batches.
+
+    Args:
+        model: The model.
+        examples: The calibration set.
+        layout: From `choose_layout`.
+        batch_tokens: Tokens that one pass carries at most, over all candidates.
+        candidates: Numbers of the layers to leave out, in rising order; None: all.
+        is_shared: Several processes share the batches; every one of them gets the whole result.
     """
-    layers = list(range(len(find_layers(model))))
+    layers = list(range(len(find_layers(model)))) if candidates is None else list(candidates)
     if layout.is_staggered:
-        return _run(model, examples, layout, candidates=layers, batch_tokens=batch_tokens)
-    base = _run(model, examples, layout, candidates=[], batch_tokens=batch_tokens)
+        return _run(model, examples, layout, layers, batch_tokens, is_shared)
+    base = _run(model, examples, layout, [], batch_tokens, is_shared)
     without = []
     for layer in layers:
-        with _skip_layer(find_layers(model)[layer]):
-            without.append(score_choices(model, examples, layout, batch_tokens))
+        with _skip_layer(model, layer):
+            without.append(score_choices(model, examples, layout, batch_tokens, is_shared))
     return LayerScan(torch.stack([base.log_probs[0], *without]), base.activation_norms)
 
 
 def choose_layout(model: PreTrainedModel, examples: list[ScoredExample]) -> Layout:
     """Find the fastest layout that is exact for this model, by trying it on the longest example.
 
-    The scores of the model's own forward pass, one row per choice and one pass per layer, are the truth. A sliding
-    window shorter than a packed row, or layers that hand state to each other, make a faster layout inexact; then the
+    The scores of the model's own forward pass, one row per choice and one pass per layer, are the truth. A state that
+    layers hand to each other, or recurrence over a packed row, makes a faster layout inexact or impossible; then the
     next slower one is taken, and logged.
+
+    Raises:
+        UnsupportedArchitectureError: not even plain passes are possible.
     """
+    find_layers(model)
     longest = [max(examples, key=lambda example: example.num_tokens)]
     device_type = next(model.parameters()).device.type
     with torch.autocast(device_type, enabled=False):
-        truth = scan_layers(model, longest, Layout(is_packed=False, is_staggered=False)).log_probs
+        try:
+            truth = scan_layers(model, longest, PLAIN, is_shared=False).log_probs
+        except MISFITS as error:
+            raise UnsupportedArchitectureError(
+                f"Layers of {type(model).__name__} cannot be left out one at a time ({type(error).__name__}: {error}). "
+                "Choose them yourself and call `drop_layers`."
+            ) from error
         num_scored = max(len(ids) for ids in longest[0].choice_ids)
         # Rounding of 16-bit weights differs between batch shapes; a wrong mask or state is off by whole nats.
         tolerance = num_scored * (1e-4 if model.dtype == torch.float32 else 5e-2)
-        for layout in (Layout(True, True), Layout(False, True), Layout(True, False)):
-            scores = scan_layers(model, longest, layout).log_probs
-            error = (scores - truth).abs().max().item()
-            if error <= tolerance:
+        for layout in LAYOUTS[:-1]:
+            problem = _misfit(model, longest, layout, truth, tolerance)
+            if problem is None:
                 return layout
-            logger.info("%s is off by %.3g nats on this model, trying the next slower layout.", layout, error)
-    return Layout(is_packed=False, is_staggered=False)
+            logger.info("%s does not fit this model (%s), trying the next slower layout.", layout, problem)
+    return PLAIN
+
+
+def _misfit(model: PreTrainedModel, examples, layout: Layout, truth: torch.Tensor, tolerance: float) -> str | None:
+    """Why a layout cannot be used; None: it gives the truth."""
+    try:
+        error = (scan_layers(model, examples, layout, is_shared=False).log_probs - truth).abs().max().item()
+    except MISFITS as raised:
+        return f"{type(raised).__name__}: {raised}"
+    return None if error <= tolerance else f"off by {error:.3g} nats"
 
 
 @torch.no_grad()
 def _run(
-    model: PreTrainedModel, examples: list[ScoredExample], layout: Layout, candidates: list[int], batch_tokens: int
+    model: PreTrainedModel,
+    examples: list[ScoredExample],
+    layout: Layout,
+    candidates: list[int],
+    batch_tokens: int,
+    is_shared: bool,
 ) -> LayerScan:
     """Run the model over all examples, each `candidates` layer left out in its own share of the batch."""
     stack, was_training = find_layers(model), model.training
     num_choices = sum(len(example.choice_ids) for example in examples)
     totals = torch.zeros(1 + len(candidates), num_choices, dtype=torch.float64)
     squares = torch.zeros(len(stack), len(examples), dtype=torch.float64)
+    if not layout.crops_head:
+        batch_tokens = min(batch_tokens, MAX_LOGITS // model.get_output_embeddings().weight.shape[0])
     model.eval()
     # Shown in a terminal, and only where it takes longer than a glance.
     progress = tqdm(total=len(examples), desc="Scoring", unit="examples", leave=False, delay=2, disable=None)
     try:
-        for batch in _batches(model, examples, layout, batch_tokens // (1 + len(candidates))):
-            with _record_squares(stack, batch) as squares_of_rows, _stagger(stack, candidates, batch):
-                hidden = find_decoder(model)(**batch.inputs, use_cache=False).last_hidden_state
-            log_probs = _target_log_probs(model, hidden, batch)  # (1 + candidates, scored)
+        batches = make_batches(model, examples, layout.is_packed, batch_tokens // (1 + len(candidates)))
+        for batch in share(batches) if is_shared else batches:
+            with _record_squares(stack, batch) as of_rows, _stagger(stack, candidates, batch), plain_forward(model):
+                log_probs = _cropped(model, batch) if layout.crops_head else _whole(model, batch)
             totals.index_add_(1, batch.choices.cpu(), log_probs.cpu().double())
-            squares.index_add_(1, batch.examples.cpu(), torch.stack(squares_of_rows).cpu().double())
+            squares.index_add_(1, batch.examples.cpu(), torch.stack(of_rows).cpu().double())
             progress.update(batch.num_examples)
     finally:
         model.train(was_training)
         progress.close()
-    return LayerScan(totals.float(), squares.sqrt().mean(1).float())
+    if is_shared:
+        totals, squares = sum_over_processes(totals, squares, device=model.device)
+    norms = squares.sqrt().mean(1).float()
+    return LayerScan(totals.float(), norms if norms.isfinite().all() else None)
 
 
-def _target_log_probs(model: PreTrainedModel, hidden: torch.Tensor, batch: _Batch) -> torch.Tensor:
-    """Return (1 + candidates, scored): log-probability of each scored token; the head runs on nothing else."""
-    num_rows = len(batch.examples)
-    hidden = hidden.view(-1, num_rows, *hidden.shape[1:])  # (1 + candidates, rows, seq, hidden)
+def _whole(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """Return (1 + candidates, scored): log-probability of each scored token, by the model's own forward pass."""
+    logits = model(**batch.inputs, use_cache=False).logits
+    logits = logits.view(-1, len(batch.examples), *logits.shape[1:])[:, batch.rows, batch.predictors]
+    return -_cross_entropy(logits.flatten(0, 1), batch.targets.repeat(len(logits))).view(len(logits), -1)
+
+
+def _cropped(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """The same, but what comes behind the decoder runs on the positions that predict a scored token, in chunks."""
+    decoder = find_decoder(model)
+    output = decoder(**batch.inputs, use_cache=False)
+    hidden = output.last_hidden_state
+    hidden = hidden.view(-1, len(batch.examples), *hidden.shape[1:])  # (1 + candidates, rows, seq, hidden)
     hidden = hidden[:, batch.rows, batch.predictors]  # (1 + candidates, scored, hidden)
     targets = batch.targets.repeat(len(hidden))
-    head, softcap = model.get_output_embeddings(), getattr(text_config(model.config), "final_logit_softcapping", None)
-    chunks = []
-    for states, target in zip(hidden.flatten(0, 1).split(HEAD_CHUNK), targets.split(HEAD_CHUNK), strict=True):
-        logits = head(states.to(head.weight.device)).float()
-        logits = logits if softcap is None else torch.tanh(logits / softcap) * softcap
-        chunks.append(-nn.functional.cross_entropy(logits, target, reduction="none"))
-    return torch.cat(chunks).view(len(hidden), -1)
+    size = max(1, MAX_LOGITS // model.get_output_embeddings().weight.shape[0])
+    losses = []
+    for states, target in zip(hidden.flatten(0, 1).split(size), targets.split(size), strict=True):
+        # The model's own head, with whatever scales and caps its forward pass applies to the logits.
+        with _returns(decoder, replace(output, last_hidden_state=states[None])):
+            logits = model(input_ids=batch.inputs["input_ids"][:1, :1], use_cache=False).logits[0]
+        losses.append(_cross_entropy(logits, target))
+    return -torch.cat(losses).view(len(hidden), -1)
 
 
-def _batches(
-    model: PreTrainedModel, examples: list[ScoredExample], layout: Layout, batch_tokens: int
-) -> Iterator[_Batch]:
-    """Group rows of similar length so that a batch has at most `batch_tokens` tokens, padding included."""
-    rows, first = [], 0  # (prompt, choices, index of the first choice, index of the example, is its first row)
-    for number, example in enumerate(examples):
-        choices = list(zip(example.choice_ids, example.choice_labels, strict=True))
-        groups = [choices] if layout.is_packed else [[choice] for choice in choices]
-        for group in groups:
-            rows.append((example.prompt_ids, group, first, number, group[0] is choices[0]))
-            first += len(group)
-
-    def num_tokens(row) -> int:
-        return len(row[0]) + sum(len(ids) for ids, _ in row[1])
-
-    rows.sort(key=num_tokens, reverse=True)
-    while rows:
-        longest = num_tokens(rows[0])
-        size = max(1, batch_tokens // longest)
-        yield _collate(model, rows[:size], longest, layout.is_packed)
-        rows = rows[size:]
-
-
-def _collate(model: PreTrainedModel, rows: list, length: int, is_packed: bool) -> _Batch:
-    input_ids = torch.zeros(len(rows), length, dtype=torch.long)
-    position_ids = torch.zeros(len(rows), length, dtype=torch.long)
-    segments = torch.full((len(rows), length), -1)  # 0: prompt, k: k-th choice, -1: padding
-    scored = []  # (row, predictor, target, choice)
-    for row, (prompt, choices, first, _, _) in enumerate(rows):
-        end = len(prompt)
-        input_ids[row, :end], segments[row, :end] = torch.tensor(prompt), 0
-        position_ids[row, :end] = torch.arange(end)
-        for k, (ids, labels) in enumerate(choices):
-            start, end = end, end + len(ids)
-            input_ids[row, start:end], segments[row, start:end] = torch.tensor(ids), k + 1
-            position_ids[row, start:end] = len(prompt) + torch.arange(len(ids))
-            for t, label in enumerate(labels):
-                if label != IGNORED:
-                    scored.append((row, start + t - 1 if t else len(prompt) - 1, label, first + k))
-    device = next(model.parameters()).device
-    inputs = {"input_ids": input_ids}
-    if is_packed:
-        inputs |= {"position_ids": position_ids, "attention_mask": _tree_mask(model, segments)}
-    else:
-        inputs |= {"attention_mask": (segments >= 0).long()}
-    counts_prompt = torch.tensor([is_first for *_, is_first in rows])
-    is_counted = (segments > 0) | ((segments == 0) & counts_prompt[:, None])
-    return _Batch(
-        {name: value.to(device) for name, value in inputs.items()},
-        torch.tensor([number for *_, number, _ in rows], device=device),
-        int(counts_prompt.sum()),
-        is_counted.to(device),
-        *torch.tensor(scored, device=device).unbind(1),
-    )
-
-
-def _tree_mask(model: PreTrainedModel, segments: torch.Tensor) -> torch.Tensor:
-    """Return (rows, 1, seq, seq): a token sees the prompt and its own choice before it; padding sees itself."""
-    same = segments[:, :, None] == segments[:, None, :]
-    seen = (same | (segments[:, None, :] == 0)).tril()[:, None]
-    if model.config._attn_implementation == "sdpa":
-        return seen
-    return torch.zeros(seen.shape, dtype=model.dtype).masked_fill(~seen, torch.finfo(model.dtype).min)
+def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return nn.functional.cross_entropy(logits.float(), targets.to(logits.device), reduction="none")
 
 
 @contextmanager
-def _stagger(stack: nn.ModuleList, candidates: list[int], batch: _Batch) -> Iterator[None]:
+def _returns(module: nn.Module, output) -> Iterator[None]:
+    """Let a module return `output` whatever it is given."""
+    if "forward" in module.__dict__:
+        raise RuntimeError("the decoder's forward is replaced already")
+    module.forward = lambda *args, **kwargs: output
+    try:
+        yield
+    finally:
+        del module.forward
+
+
+@contextmanager
+def _stagger(stack: nn.ModuleList, candidates: list[int], batch: Batch) -> Iterator[None]:
     """Let each candidate join the batch behind the layer that it skips."""
     num_rows = len(batch.examples)
     before = {}  # candidate -> hidden state in front of the skipped layer, (rows, seq, hidden)
@@ -258,13 +264,17 @@ def _stagger(stack: nn.ModuleList, candidates: list[int], batch: _Batch) -> Iter
 
 
 @contextmanager
-def _record_squares(stack: nn.ModuleList, batch: _Batch) -> Iterator[list[torch.Tensor]]:
-    """Collect, per layer, (rows,): the squared Frobenius norm of its output."""
+def _record_squares(stack: nn.ModuleList, batch: Batch) -> Iterator[list[torch.Tensor]]:
+    """Collect, per layer, (rows,): the squared Frobenius norm of its output; NaN where it has another shape."""
     squares = []
 
     def hook(layer, args, output):
-        hidden = _hidden(output)[: len(batch.examples)].float() * batch.is_counted[..., None]
-        squares.append(hidden.square().flatten(1).sum(1))
+        hidden = _hidden(output)
+        if isinstance(hidden, torch.Tensor) and hidden.shape[1:2] == batch.is_counted.shape[1:] and hidden.ndim == 3:
+            hidden = hidden[: len(batch.examples)].float() * batch.is_counted[..., None]
+            squares.append(hidden.square().flatten(1).sum(1))
+        else:
+            squares.append(torch.full((len(batch.examples),), torch.nan))
 
     with ExitStack() as hooks:
         for layer in stack:
@@ -273,13 +283,17 @@ def _record_squares(stack: nn.ModuleList, batch: _Batch) -> Iterator[list[torch.
 
 
 @contextmanager
-def _skip_layer(layer: nn.Module) -> Iterator[None]:
-    """Make a layer return its input."""
+def _skip_layer(model: PreTrainedModel, number: int) -> Iterator[None]:
+    """Make a layer hand on what it is given: the hidden state, and the state beside it where the model type has one."""
+    num_carried = find_architecture(model.config).num_carried
 
     def hook(layer, args, output):
-        return _replace_hidden(output, args[0])
+        carried = args[: 1 + num_carried]
+        if isinstance(output, tuple | list):
+            return type(output)((*carried, *output[1 + num_carried :]))
+        return carried[0]
 
-    handle = layer.register_forward_hook(hook)
+    handle = find_layers(model)[number].register_forward_hook(hook)
     try:
         yield
     finally:
@@ -287,8 +301,19 @@ def _skip_layer(layer: nn.Module) -> Iterator[None]:
 
 
 def _hidden(output):
-    return output[0] if isinstance(output, tuple) else output
+    return output[0] if isinstance(output, tuple | list) else output
 
 
 def _replace_hidden(output, hidden):
-    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+    return type(output)((hidden, *output[1:])) if isinstance(output, tuple | list) else hidden
+
+
+@contextmanager
+def plain_forward(model: PreTrainedModel) -> Iterator[None]:
+    """Undo what a trainer hung on `model.forward` (autocast, a fused head): the model as `from_pretrained` gives it."""
+    wrapped = model.__dict__.pop("forward", None)
+    try:
+        yield
+    finally:
+        if wrapped is not None:
+            model.forward = wrapped

@@ -19,7 +19,7 @@ from .config import TrimConfig
 from .evaluation import measure_model, measure_tokens_per_second
 from .freezing import choose_trained_layers, freeze_all_but, sync_optimizer
 from .history import Round, TrimHistory
-from .importance import LayerScores, calibrate, choose_layers
+from .importance import CriterionLike, LayerScores, Settings, calibrate, choose_layers, criterion_name
 from .preflight import check_model, check_output_dir, split_calibration
 from .rollback import QualityFloor
 from .runtimes import runtime_caveats
@@ -43,6 +43,8 @@ class TrimTrainer(SFTTrainer):
         calibration_dataset: Examples on which layers are scored, disjoint from `eval_dataset`. Multiple choice has the
             columns `choices` and `answer` beside `prompt` and `completion`. None: `calibration_size` examples are held
             out of the training set.
+        importance: A criterion of your own in place of `args.importance`: a function that takes a
+            [`~importance.Calibration`] and returns one number per layer, higher = keep.
 
     Raises:
         ValueError: a setting, a data set or the model cannot be trimmed; before anything is trained.
@@ -60,6 +62,7 @@ class TrimTrainer(SFTTrainer):
         eval_dataset=None,
         *others,
         calibration_dataset: Iterable[dict] | None = None,
+        importance: CriterionLike | None = None,
         **kwargs,
     ):
         is_trimming = isinstance(args, TrimConfig) and args.is_trimming
@@ -73,13 +76,14 @@ class TrimTrainer(SFTTrainer):
             return
         calibration_examples = self._tokenize_examples(calibration_dataset)
         self._evaluation_examples = self._tokenize_examples(eval_dataset) if isinstance(eval_dataset, Dataset) else []
+        self._criterion = importance or args.importance
         metric = choose_metric(args.calibration_metric, calibration_examples)
         self._calibration_examples = scored_by(metric, calibration_examples)
         self._floor = QualityFloor(args.max_metric_drop, metric)
         self.history = TrimHistory(
             num_layers=num_layers,
             target_layers=target,
-            importance=args.importance,
+            importance=criterion_name(self._criterion),
             calibration_metric=metric,
             calibration_size=len(self._calibration_examples),
         )
@@ -96,14 +100,14 @@ class TrimTrainer(SFTTrainer):
             self._save_depth()
             self._floor.keep(scored.metric, self.model, self.optimizer, self.history)
             number = min(self.args.layers_per_trim, self.history.depth - depth)
-            dropped = choose_layers(scored, self.args.importance, number, self._droppable)
+            dropped = choose_layers(scored, self._criterion, number, self._droppable)
             if not dropped:
                 self._stop("no layer that is left can be dropped")
                 return
             trained = self._drop(dropped, scored)
             self._record(scored, dropped, trained)
 
-    def _droppable(self, chosen: tuple[int, ...]) -> set[int]:
+    def _droppable(self, chosen: tuple[int, ...] = ()) -> set[int]:
         """Layers (numbers of the model as it is now) that can go in addition to `chosen`."""
         protected = {self.history.kept.index(layer) for layer in self.args.protected_layers or ()}
         return set(droppable_layers(self.model, chosen)) - protected
@@ -114,10 +118,16 @@ class TrimTrainer(SFTTrainer):
             return calibrate(
                 self.model,
                 self._calibration_examples,
-                criterion=self.args.importance,
-                metric=self.history.calibration_metric,
-                layout=self.layout,
-                seed=self.args.seed + self.state.global_step,
+                self._criterion,
+                Settings(
+                    self.history.calibration_metric,
+                    self.layout,
+                    self.args.scan_batch_tokens,
+                    self.args.layers_per_trim,
+                    self.args.racing_confidence,
+                    self.args.seed + self.state.global_step,
+                ),
+                self._droppable(),
             )
 
     def _drop(self, dropped: tuple[int, ...], scored: LayerScores) -> tuple[int, ...] | None:
@@ -150,6 +160,7 @@ class TrimTrainer(SFTTrainer):
             metric=scored.metric,
             seconds=scored.seconds,
             activation_norms=scored.activation_norms,
+            num_examples=scored.num_examples,
             dropped=tuple(kept[layer] for layer in dropped),
             trained_layers=None if trained is None else tuple(kept[layer] for layer in trained),
         )
@@ -306,7 +317,9 @@ class TrimTrainer(SFTTrainer):
 
     def _score(self, examples: list[ScoredExample], metric: str) -> float:
         with self.accelerator.autocast():
-            return measure(score_choices(self.model, examples, self.layout), examples, metric).item()
+            return measure(
+                score_choices(self.model, examples, self.layout, self.args.scan_batch_tokens), examples, metric
+            ).item()
 
     def _log_drop(self, a_round: Round) -> None:
         should_log = self.control.should_log

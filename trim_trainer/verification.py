@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .architectures import text_config
-from .evaluation import plain_forward
+from .scan import plain_forward
 
 # Endings of the config fields that hold a token's number.
 SPECIAL_TOKENS = ("_token_id", "_token_index")
