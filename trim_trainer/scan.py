@@ -185,8 +185,8 @@ def _run(
 def _whole(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """Return (1 + candidates, scored): log-probability of each scored token, by the model's own forward pass."""
     logits = model(**batch.inputs, use_cache=False).logits
-    logits = logits.view(-1, len(batch.examples), *logits.shape[1:])[:, batch.rows, batch.predictors]
-    return -_cross_entropy(logits.flatten(0, 1), batch.targets.repeat(len(logits))).view(len(logits), -1)
+    logits = logits.view(-1, len(batch.examples), *logits.shape[1:])[:, batch.rows, batch.positions]
+    return torch.stack([_target_log_probs(of_candidate, batch, 0) for of_candidate in logits])
 
 
 def _cropped(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
@@ -195,20 +195,32 @@ def _cropped(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     output = decoder(**batch.inputs, use_cache=False)
     hidden = output.last_hidden_state
     hidden = hidden.view(-1, len(batch.examples), *hidden.shape[1:])  # (1 + candidates, rows, seq, hidden)
-    hidden = hidden[:, batch.rows, batch.predictors]  # (1 + candidates, scored, hidden)
-    targets = batch.targets.repeat(len(hidden))
+    hidden = hidden[:, batch.rows, batch.positions]  # (1 + candidates, predictors, hidden)
     size = max(1, MAX_LOGITS // model.get_output_embeddings().weight.shape[0])
-    losses = []
-    for states, target in zip(hidden.flatten(0, 1).split(size), targets.split(size), strict=True):
-        # The model's own head, with whatever scales and caps its forward pass applies to the logits.
-        with _returns(decoder, replace(output, last_hidden_state=states[None])):
-            logits = model(input_ids=batch.inputs["input_ids"][:1, :1], use_cache=False).logits[0]
-        losses.append(_cross_entropy(logits, target))
-    return -torch.cat(losses).view(len(hidden), -1)
+    log_probs = torch.zeros(len(hidden), len(batch.targets), device=hidden.device)
+    for number, of_candidate in enumerate(hidden):
+        for start in range(0, len(batch.rows), size):
+            # The model's own head, with whatever scales and caps its forward pass applies to the logits.
+            states = of_candidate[None, start : start + size]
+            with _returns(decoder, replace(output, last_hidden_state=states)):
+                logits = model(input_ids=batch.inputs["input_ids"][:1, :1], use_cache=False).logits[0]
+            log_probs[number] += _target_log_probs(logits, batch, start).to(log_probs.device)
+    return log_probs
 
 
-def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return nn.functional.cross_entropy(logits.float(), targets.to(logits.device), reduction="none")
+def _target_log_probs(logits: torch.Tensor, batch: Batch, start: int) -> torch.Tensor:
+    """Return (scored,): log-probability of each scored token whose predictor is among `logits`, 0 for the others.
+
+    Args:
+        logits: (predictors, vocabulary): of the predictors from `start` on.
+        batch: What is scored.
+        start: Index of the first of these predictors.
+    """
+    logits, places = logits.float(), (batch.predictors - start).to(logits.device)
+    is_here = (places >= 0) & (places < len(logits))
+    places = places.clamp(0, len(logits) - 1)
+    found = logits[places, batch.targets.to(logits.device)] - logits.logsumexp(-1)[places]
+    return found.where(is_here, 0.0)
 
 
 @contextmanager
@@ -270,9 +282,9 @@ def _record_squares(stack: nn.ModuleList, batch: Batch) -> Iterator[list[torch.T
 
     def hook(layer, args, output):
         hidden = _hidden(output)
-        if isinstance(hidden, torch.Tensor) and hidden.shape[1:2] == batch.is_counted.shape[1:] and hidden.ndim == 3:
-            hidden = hidden[: len(batch.examples)].float() * batch.is_counted[..., None]
-            squares.append(hidden.square().flatten(1).sum(1))
+        if isinstance(hidden, torch.Tensor) and hidden.shape[1:2] == batch.weights.shape[1:] and hidden.ndim == 3:
+            squares_of_tokens = hidden[: len(batch.examples)].float().square().sum(-1)  # (rows, seq)
+            squares.append((squares_of_tokens * batch.weights).sum(1))
         else:
             squares.append(torch.full((len(batch.examples),), torch.nan))
 
