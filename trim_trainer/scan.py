@@ -46,14 +46,17 @@ class Layout:
         is_packed: All choices of an example stand behind one prompt, in one row.
         is_staggered: The candidates of a scan join the batch at the layer that they skip, instead of a pass each.
         crops_head: The head runs on the positions of the scored tokens only.
+        is_batched: Rows are padded to one length and run together; else one at a time.
     """
 
     is_packed: bool
     is_staggered: bool
     crops_head: bool = True
+    is_batched: bool = True
 
 
 PLAIN = Layout(is_packed=False, is_staggered=False, crops_head=False)
+ONE_BY_ONE = Layout(is_packed=False, is_staggered=False, crops_head=False, is_batched=False)
 # From fast to slow. What a layout may raise on a model that it does not fit is what torch and Transformers raise there.
 LAYOUTS = (Layout(True, True), Layout(False, True), Layout(True, False), Layout(False, False), PLAIN)
 MISFITS = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError)
@@ -106,35 +109,35 @@ def scan_layers(
 
 
 def choose_layout(model: PreTrainedModel, examples: list[ScoredExample]) -> Layout:
-    """Find the fastest layout that is exact for this model, by trying it on the longest example.
+    """Find the fastest layout that is exact for this model, by trying it on the longest and the shortest example.
 
-    The scores of the model's own forward pass, one row per choice and one pass per layer, are the truth. A state that
-    layers hand to each other, or recurrence over a packed row, makes a faster layout inexact or impossible; then the
-    next slower one is taken, and logged.
+    The scores of the model's own forward pass, one choice at a time without padding and one pass per layer, are the
+    truth. A state that layers hand to each other, recurrence over a packed row, or a top-k that padding disturbs make a
+    faster layout inexact or impossible; then the next slower one is taken, and logged.
 
     Raises:
         UnsupportedArchitectureError: not even plain passes are possible.
     """
     find_layers(model)
-    longest = [max(examples, key=lambda example: example.num_tokens)]
-    device_type = next(model.parameters()).device.type
-    with torch.autocast(device_type, enabled=False):
+    by_length = sorted(examples, key=lambda example: example.num_tokens)
+    tried = [by_length[-1], by_length[0]]
+    with torch.autocast(next(model.parameters()).device.type, enabled=False):
         try:
-            truth = scan_layers(model, longest, PLAIN, is_shared=False).log_probs
+            truth = scan_layers(model, tried, ONE_BY_ONE, is_shared=False).log_probs
         except MISFITS as error:
             raise UnsupportedArchitectureError(
                 f"Layers of {type(model).__name__} cannot be left out one at a time ({type(error).__name__}: {error}). "
                 "Choose them yourself and call `drop_layers`."
             ) from error
-        num_scored = max(len(ids) for ids in longest[0].choice_ids)
+        num_scored = max(len(ids) for ids in tried[0].choice_ids)
         # Rounding of 16-bit weights differs between batch shapes; a wrong mask or state is off by whole nats.
         tolerance = num_scored * (1e-4 if model.dtype == torch.float32 else 5e-2)
-        for layout in LAYOUTS[:-1]:
-            problem = _misfit(model, longest, layout, truth, tolerance)
+        for layout in LAYOUTS:
+            problem = _misfit(model, tried, layout, truth, tolerance)
             if problem is None:
                 return layout
             logger.info("%s does not fit this model (%s), trying the next slower layout.", layout, problem)
-    return PLAIN
+    return ONE_BY_ONE
 
 
 def _misfit(model: PreTrainedModel, examples, layout: Layout, truth: torch.Tensor, tolerance: float) -> str | None:
@@ -160,7 +163,9 @@ def _run(
     num_choices = sum(len(example.choice_ids) for example in examples)
     totals = torch.zeros(1 + len(candidates), num_choices, dtype=torch.float64)
     squares = torch.zeros(len(stack), len(examples), dtype=torch.float64)
-    if not layout.crops_head:
+    if not layout.is_batched:
+        batch_tokens = 1
+    elif not layout.crops_head:
         batch_tokens = min(batch_tokens, MAX_LOGITS // model.get_output_embeddings().weight.shape[0])
     model.eval()
     # Shown in a terminal, and only where it takes longer than a glance.
