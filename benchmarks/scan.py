@@ -3,9 +3,9 @@
     python benchmarks/scan.py
 
 50 multiple-choice examples with 4 choices on SmolLM2-135M-Instruct and on a Qwen3 of like size with random weights,
-float32. Plain: the model's own forward pass, a row per choice, once per layer that is left out. Every measurement runs in
-a process of its own, one after the other, so that its peak memory is its own; the time is that of the calibration alone,
-after a short one to warm up. Takes about half an hour on 2 cores.
+float32. Plain: the model's own forward pass, a row per choice in batches, once per layer that is left out; one row: the
+same without batches, as evaluation loops mostly do it. Every measurement runs in a process of its own, one after the other,
+so that its peak memory is its own; the time is that of the calibration alone. Takes about 50 minutes on 2 cores.
 """
 
 import argparse
@@ -21,10 +21,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config
 from transformers.utils import logging
 
+from trim_trainer.calibration import measure as metric_of
 from trim_trainer.calibration import scored_by, tokenize_examples
-from trim_trainer.importance import Settings, calibrate, choose_layers
+from trim_trainer.importance import LayerScores, Settings, calibrate, choose_layers
 from trim_trainer.quickstart import draw_icd10_examples, prepare_smollm2
-from trim_trainer.scan import PLAIN, choose_layout, scan_layers
+from trim_trainer.scan import ONE_BY_ONE, PLAIN, choose_layout, scan_layers
 from trim_trainer.surgery import drop_layers
 
 QWEN3 = {
@@ -32,6 +33,8 @@ QWEN3 = {
     "num_key_value_heads": 3, "head_dim": 64, "vocab_size": 49152, "tie_word_embeddings": True,
 }  # fmt: skip
 NUM_EXAMPLES, CONFIDENCE = 50, 0.95
+# None: the fastest that is exact.
+WAYS = {"one row": ONE_BY_ONE, "plain": PLAIN, "staggered": None, "race": None}
 
 
 def load(name: str, num_layers: int | None):
@@ -52,50 +55,31 @@ def measure(mode: str, name: str, metric: str, num_examples: int, num_layers: in
     model = load(name, num_layers)
     tokenizer = AutoTokenizer.from_pretrained(prepare_smollm2())
     examples = scored_by(metric, tokenize_examples(draw_icd10_examples()["test"][:num_examples], tokenizer))
-    layout = PLAIN if mode == "plain" else choose_layout(model, examples)
-    confidence = CONFIDENCE if mode == "race" else None
-    settings = Settings(metric, layout, racing_confidence=confidence)
-    if mode != "plain":
-        scan_layers(model, examples[:8], layout)
-    loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    layout = WAYS[mode] or choose_layout(model, examples)
+    scan_layers(model, examples[:2], layout, candidates=[0])  # warms up
+    started = time.perf_counter()
     if mode == "race":
-        started = time.perf_counter()
-        scored = calibrate(model, examples, "sensitivity", settings)
+        scored = calibrate(model, examples, "sensitivity", Settings(metric, layout, racing_confidence=CONFIDENCE))
         seconds, log_probs = time.perf_counter() - started, None
     else:
-        started = time.perf_counter()
-        log_probs = scan_layers(model, examples, layout).log_probs
-        seconds = time.perf_counter() - started
-        values = measure_scores(log_probs, examples, metric)
-        scored = values
-    depth = model.config.num_hidden_layers
-    scores = scored.scores if mode == "race" else scored.tolist()
-    (chosen,) = (
-        choose_layers(scored, "sensitivity", 1, lambda chosen: set(range(depth)) - set(chosen))
-        if mode == "race"
-        else [min(range(depth), key=lambda layer: scores[layer])]
-    )
+        scan = scan_layers(model, examples, layout)
+        seconds, log_probs = time.perf_counter() - started, scan.log_probs
+        values = metric_of(log_probs, examples, metric)
+        harms = values[0] - values[1:] if metric == "accuracy" else values[1:] - values[0]
+        norms = None if scan.activation_norms is None else tuple(scan.activation_norms.tolist())
+        scored = LayerScores(tuple(harms.tolist()), norms, values[0].item())
+    every_layer = set(range(model.config.num_hidden_layers))
     torch.save(
         {
             "seconds": seconds,
-            "chosen": chosen,
-            "scores": scores,
+            "chosen": choose_layers(scored, "sensitivity", 1, lambda chosen: every_layer - set(chosen))[0],
             "log_probs": log_probs,
-            "peak_bytes": 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss),
-            "loaded_bytes": 1024 * loaded,
+            "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
             "layout": str(layout),
             "tokens": sum(example.num_tokens for example in examples),
         },
         output,
     )
-
-
-def measure_scores(log_probs: torch.Tensor, examples, metric: str) -> torch.Tensor:
-    """How much worse the metric gets without each layer."""
-    from trim_trainer.calibration import measure as metric_of
-
-    values = metric_of(log_probs, examples, metric)
-    return values[0] - values[1:] if metric == "accuracy" else values[1:] - values[0]
 
 
 def in_process(mode: str, name: str, metric: str, num_examples=NUM_EXAMPLES, num_layers=None) -> dict:
@@ -108,19 +92,23 @@ def in_process(mode: str, name: str, metric: str, num_examples=NUM_EXAMPLES, num
 
 
 def compare(name: str, metric: str) -> None:
-    """Print the three ways next to each other."""
-    plain, fast, raced = (in_process(mode, name, metric) for mode in ("plain", "staggered", "race"))
+    """Print all ways next to each other."""
+    results = {mode: in_process(mode, name, metric) for mode in WAYS}
+    plain, fast = results["plain"], results["staggered"]
     error = (plain["log_probs"] - fast["log_probs"]).abs().max().item()
     print(
         f"\n{name}, {metric}, {NUM_EXAMPLES} examples, {plain['tokens']} tokens in prompts and choices; {fast['layout']}"
     )
-    for mode, result in (("plain", plain), ("staggered", fast), ("race", raced)):
+    for mode, result in results.items():
+        ratios = "  ".join(
+            f"{results[other]['seconds'] / result['seconds']:5.1f}× {other}" for other in ("one row", "plain")
+        )
         print(
-            f"  {mode:10} {result['seconds']:7.1f} s  {plain['seconds'] / result['seconds']:5.1f}×  layer {result['chosen']:2}"
+            f"  {mode:10} {result['seconds']:7.1f} s  {ratios}  drops layer {result['chosen']:2}"
             f"  peak {result['peak_bytes'] / 2**20:6.0f} MiB",
             flush=True,
         )
-    print(f"  largest difference of a summed log-probability, staggered and plain: {error:.1e} nats")
+    print(f"  largest difference of a summed log-probability, staggered and plain: {error:.1e} nats", flush=True)
 
 
 def growth(name: str) -> None:
@@ -142,14 +130,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", help=argparse.SUPPRESS)
     parser.add_argument("--only", choices=("compare", "growth"), help="half of it")
+    parser.add_argument("--models", nargs="+", default=["smollm2", "qwen3"], choices=("smollm2", "qwen3"))
+    parser.add_argument("--metrics", nargs="+", default=["accuracy", "loss"], choices=("accuracy", "loss"))
     options = parser.parse_args()
     if options.task:
         measure(*json.loads(options.task))
         return
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, float32")
     if options.only != "growth":
-        for name in ("smollm2", "qwen3"):
-            for metric in ("accuracy", "loss"):
+        for name in options.models:
+            for metric in options.metrics:
                 compare(name, metric)
     if options.only != "compare":
         growth("smollm2")
