@@ -106,6 +106,8 @@ def test_a_run_that_is_too_short_is_refused_with_the_ways_out():
         ({"trim_steps": 5, "trim_strategy": "epoch"}, "`trim_steps` is 5, but `trim_strategy` is 'epoch'"),
         ({"layers_per_trim": 0}, "`layers_per_trim` is 0"),
         ({"calibration_size": 0}, "`calibration_size` is 0"),
+        ({"scan_batch_tokens": 0}, "`scan_batch_tokens` is 0"),
+        ({"racing_confidence": 0.5}, "`racing_confidence` is 0.5, expected in \\(0.5, 1\\)"),
         ({"calibration_metric": "f1"}, "`calibration_metric` is 'f1'"),
         ({"sparse_update_ratio": 0.0}, "`sparse_update_ratio` is 0.0"),
         ({"max_metric_drop": -1.0}, "`max_metric_drop` is -1.0"),

@@ -335,3 +335,30 @@ def test_the_run_says_which_runtimes_would_misread_the_result(make_trainer, tmp_
     assert sum("of 'gemma3_text' that every 6th" in record.message for record in caplog.records) == 1
     trainer.save_model()
     assert "llama.cpp assumes of 'gemma3_text' that every 6th layer" in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_a_race_is_recorded(make_trainer, tmp_path):
+    trainer = make_trainer(target_layers=4, calibration_metric="loss", racing_confidence=0.9)
+    trainer.train()
+    trainer.save_model()
+    for a_round in TrimHistory.load(tmp_path / "run").rounds:
+        assert max(a_round.num_examples) == 12 and min(a_round.num_examples) >= 8
+        for layer in a_round.dropped:  # scored on every example, like the others that were left at the end
+            assert a_round.num_examples[a_round.layers.index(layer)] == 12
+
+
+def test_a_criterion_of_the_user_chooses(sets, tokenizer, tmp_path):
+    def first_layer(calibration):
+        return torch.arange(calibration.num_layers, dtype=torch.float32)
+
+    train, evaluation, calibration = sets
+    args = TrimConfig(output_dir=str(tmp_path / "run"), target_layers=4, **BASE)
+    trainer = TrimTrainer(
+        make_model(), args, train_dataset=train, eval_dataset=evaluation, processing_class=tokenizer,
+        calibration_dataset=calibration, importance=first_layer,
+    )  # fmt: skip
+    trainer.train()
+    trainer.save_model()
+    assert trainer.history.dropped == (0, 1)
+    assert trainer.history.importance == "first_layer"
+    assert "Criterion: first_layer, by" in (tmp_path / "run" / "README.md").read_text()
