@@ -2,6 +2,7 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -110,7 +111,9 @@ scores = {{
     name: score_layers(make_model(), make_tokenizer(), make_examples(9), name, batch_tokens=200)
     for name in ("sensitivity", "activation_norm", "block_influence", "angular", "taylor")
 }}
-print("RESULT" + json.dumps(scores))
+rank = torch.distributed.get_rank() if {processes} > 1 else 0
+with open({folder!r} + f"/scores-{processes}-{{rank}}.json", "w") as file:
+    json.dump(scores, file)
 if {processes} > 1:
     torch.distributed.destroy_process_group()
 """
@@ -118,17 +121,18 @@ if {processes} > 1:
 
 def test_two_processes_score_as_one(tmp_path):
     """Each takes a share of the batches; both get the same scores, which are those of one process."""
-    results = []
     for processes in (1, 2):
         script = tmp_path / f"scores{processes}.py"
-        script.write_text(SCRIPT.format(tests=str(__file__).rpartition("/")[0], processes=processes))
-        launcher = (
-            ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+        tests = str(Path(__file__).parent)
+        script.write_text(SCRIPT.format(tests=tests, processes=processes, folder=str(tmp_path)))
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        run = subprocess.run(
+            [sys.executable, *(torchrun if processes > 1 else []), script], capture_output=True, text=True
         )
-        run = subprocess.run([sys.executable, *launcher, script], capture_output=True, text=True)
         assert run.returncode == 0, run.stderr[-2000:]
-        results += [json.loads(line.partition("RESULT")[2]) for line in run.stdout.splitlines() if "RESULT" in line]
-    alone, first, second = results
+    alone, first, second = (
+        json.loads((tmp_path / f"scores-{name}.json").read_text()) for name in ("1-0", "2-0", "2-1")
+    )
     assert first == second
     for name, scores in alone.items():
         assert first[name] == pytest.approx(scores, rel=1e-4, abs=1e-5)

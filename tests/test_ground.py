@@ -99,7 +99,10 @@ def test_a_run_that_is_too_short_is_refused_with_the_ways_out():
         ({"target_layers": 3, "target_ratio": 0.5}, "`target_layers` is 3 and `target_ratio` is 0.5: set exactly one"),
         ({"target_layers": 0}, "`target_layers` is 0"),
         ({"target_ratio": 1.0}, "`target_ratio` is 1.0.*write 0.4"),
-        ({"importance": "magic"}, "`importance` is 'magic', expected one of: activation_norm, random, sensitivity"),
+        (
+            {"importance": "magic"},
+            "`importance` is 'magic', expected one of: activation_norm, angular, block_influence, random, sens",
+        ),
         ({"trim_strategy": "never"}, "`trim_strategy` is 'never'"),
         ({"trim_steps": 0}, "`trim_steps` is 0"),
         ({"trim_steps": 2.5}, "`trim_steps` is 2.5, expected whole steps"),

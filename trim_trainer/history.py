@@ -23,11 +23,11 @@ class Round:
     metric: float  # on the calibration set, before this round's drop
     seconds: float  # that the calibration took
     activation_norms: tuple[float, ...] | None = None
-    num_examples: tuple[int, ...] | None = None  # that each score comes from; None: all of the calibration set
     dropped: tuple[int, ...] = ()
     metric_after: float | None = None  # on the calibration set, right after the drop; None: nothing was dropped
     tokens_per_second: float | None = None  # greedy decoding right after the drop; None: not measured
     trained_layers: tuple[int, ...] | None = None  # None: all parameters train
+    num_examples: tuple[int, ...] | None = None  # that each score comes from; None: all of the calibration set
 
     @property
     def depth_after(self) -> int:
