@@ -119,6 +119,14 @@ def test_batch_size_changes_nothing(batch_tokens, tiny_model):
     assert_close(scan.activation_norms, expected.activation_norms)
 
 
+@pytest.mark.parametrize("layout", [PACKED, PLAIN])
+def test_few_logits_at_a_time_change_nothing(layout, tiny_model, monkeypatch):
+    model, examples = tiny_model(), draw_examples(5)
+    expected = scan_layers(model, examples, layout)
+    monkeypatch.setattr("trim_trainer.scan.MAX_LOGITS", 7 * 96)  # seven positions of a vocabulary of 96
+    assert_close(scan_layers(model, examples, layout).log_probs, expected.log_probs, atol=1e-4, rtol=1e-5)
+
+
 def test_activation_norm_is_the_frobenius_norm_of_the_output_in_every_layout(tiny_model):
     model, (example,) = tiny_model(), draw_examples(1)
     outputs = []

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset, load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from .architectures import droppable_layers, find_architecture
+from .architectures import droppable_layers
 from .calibration import choose_metric, scored_by, tokenize_examples
 from .importance import Settings, calibrate, find_criterion
 from .plots import plot_layers
@@ -95,7 +95,6 @@ def report_layers(
     metric = choose_metric(metric, examples)
     examples = scored_by(metric, examples)
     loaded = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options).to(device or _device())
-    find_architecture(loaded.config)
     settings = Settings(metric, choose_layout(loaded, examples), batch_tokens, 1, racing_confidence, seed)
     scored = calibrate(loaded, examples, criterion, settings)
     can_go = set(droppable_layers(loaded))

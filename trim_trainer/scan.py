@@ -191,7 +191,7 @@ def _whole(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """Return (1 + candidates, scored): log-probability of each scored token, by the model's own forward pass."""
     logits = model(**batch.inputs, use_cache=False).logits
     logits = logits.view(-1, len(batch.examples), *logits.shape[1:])[:, batch.rows, batch.positions]
-    return torch.stack([_target_log_probs(of_candidate, batch, 0) for of_candidate in logits])
+    return _target_log_probs(logits.flatten(0, 1), batch, len(logits), start=0)
 
 
 def _cropped(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
@@ -203,25 +203,25 @@ def _cropped(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     hidden = hidden[:, batch.rows, batch.positions]  # (1 + candidates, predictors, hidden)
     size = max(1, MAX_LOGITS // model.get_output_embeddings().weight.shape[0])
     log_probs = torch.zeros(len(hidden), len(batch.targets), device=hidden.device)
-    for number, of_candidate in enumerate(hidden):
-        for start in range(0, len(batch.rows), size):
-            # The model's own head, with whatever scales and caps its forward pass applies to the logits.
-            states = of_candidate[None, start : start + size]
-            with _returns(decoder, replace(output, last_hidden_state=states)):
-                logits = model(input_ids=batch.inputs["input_ids"][:1, :1], use_cache=False).logits[0]
-            log_probs[number] += _target_log_probs(logits, batch, start).to(log_probs.device)
+    for number, states in enumerate(hidden.flatten(0, 1).split(size)):
+        # The model's own head, with whatever scales and caps its forward pass applies to the logits.
+        with _returns(decoder, replace(output, last_hidden_state=states[None])):
+            logits = model(input_ids=batch.inputs["input_ids"][:1, :1], use_cache=False).logits[0]
+        log_probs += _target_log_probs(logits, batch, len(hidden), number * size).to(log_probs.device)
     return log_probs
 
 
-def _target_log_probs(logits: torch.Tensor, batch: Batch, start: int) -> torch.Tensor:
-    """Return (scored,): log-probability of each scored token whose predictor is among `logits`, 0 for the others.
+def _target_log_probs(logits: torch.Tensor, batch: Batch, num_copies: int, start: int) -> torch.Tensor:
+    """Return (copies, scored): log-probability of each scored token whose predictor is here, 0 for the others.
 
     Args:
-        logits: (predictors, vocabulary): of the predictors from `start` on.
+        logits: (predictors here, vocabulary): of those of all copies, one copy after the other, from `start` on.
         batch: What is scored.
-        start: Index of the first of these predictors.
+        num_copies: 1 + candidates.
+        start: Index of the first predictor that is here.
     """
-    logits, places = logits.float(), (batch.predictors - start).to(logits.device)
+    logits, copies = logits.float(), torch.arange(num_copies, device=logits.device)[:, None]
+    places = copies * len(batch.rows) + batch.predictors.to(logits.device) - start  # (copies, scored)
     is_here = (places >= 0) & (places < len(logits))
     places = places.clamp(0, len(logits) - 1)
     found = logits[places, batch.targets.to(logits.device)] - logits.logsumexp(-1)[places]
