@@ -1,5 +1,6 @@
 import copy
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch.testing import assert_close
 
 from trim_trainer import drop_layers, droppable_layers
 from trim_trainer.architectures import UnsupportedArchitectureError, find_layers
+from trim_trainer.batches import make_batches
 from trim_trainer.calibration import ScoredExample, measure
 from trim_trainer.scan import ONE_BY_ONE, PLAIN, Layout, choose_layout, scan_layers, score_choices
 
@@ -117,6 +119,36 @@ def test_batch_size_changes_nothing(batch_tokens, tiny_model):
     scan = scan_layers(model, examples, PACKED, batch_tokens=batch_tokens)
     assert_close(scan.log_probs, expected.log_probs, atol=1e-4, rtol=1e-5)
     assert_close(scan.activation_norms, expected.activation_norms)
+
+
+def behind(beginning, examples):
+    return [replace(example, prompt_ids=beginning + example.prompt_ids) for example in examples]
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text"])
+def test_examples_share_the_beginning_of_their_prompts(model_type, tiny_model):
+    model = tiny_model(model_type)
+    first, second, alone = draw_examples(4, 1), draw_examples(5, 2), draw_examples(2, 3)
+    examples = [*behind((7,) * 15, first), *alone, *behind((7, 8, 9) * 5, second)]
+    batches = list(make_batches(model, examples, is_packed=True, batch_tokens=1000))
+    assert sorted(
+        len(batch.counted_examples[batch.counted_rows == row].unique())
+        for batch in batches
+        for row in range(batch.shape[0])
+    ) == [1, 1, 4, 5]
+    assert choose_layout(model, examples) == PACKED
+    scan, apart = scan_layers(model, examples, PACKED), scan_layers(model, examples, UNPACKED)
+    assert_close(scan.log_probs[0], forward_log_probs(model, examples), atol=1e-4, rtol=1e-5)
+    assert_close(scan.log_probs, apart.log_probs, atol=1e-4, rtol=1e-5)
+    assert_close(scan.activation_norms, apart.activation_norms)
+
+
+def test_rows_that_examples_share_stay_within_the_budget(tiny_model):
+    examples = behind((7,) * 20, draw_examples(30))
+    batches = list(make_batches(tiny_model(), examples, is_packed=True, batch_tokens=120))
+    assert len(batches) > 3
+    assert all(batch.inputs["input_ids"].numel() <= 120 for batch in batches)
+    assert sum(batch.num_examples for batch in batches) == 30
 
 
 @pytest.mark.parametrize("layout", [PACKED, PLAIN])

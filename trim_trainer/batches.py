@@ -1,10 +1,12 @@
-"""Examples as rows of a forward pass: a row per choice, or all choices of an example behind one prompt."""
+"""Examples as rows of a forward pass: a row per choice, or choices and examples behind what they share."""
 
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from transformers import PreTrainedModel
+from trl.data_utils import common_prefix_length
 
 from .architectures import text_config
 from .calibration import IGNORED, ScoredExample
@@ -15,67 +17,114 @@ class Batch:
     """Rows of one pass, and where in them the scored tokens are."""
 
     inputs: dict  # input_ids (rows, seq), attention_mask, position_ids
-    examples: torch.Tensor  # (rows,): index of the example
     num_examples: int  # whose first row is in the batch
-    weights: torch.Tensor  # (rows, seq): how many times a token counts: once for the prompt, once per choice it is in
+    counted_rows: torch.Tensor  # (counted,)
+    counted_positions: torch.Tensor  # (counted,): a token counts once for each example that it is in
+    counted_examples: torch.Tensor  # (counted,): index of that example
+    counts: torch.Tensor  # (counted,): how many times: once for the prompt, once per choice
     rows: torch.Tensor  # (predictors,)
     positions: torch.Tensor  # (predictors,): whose logits are looked at
     predictors: torch.Tensor  # (scored,): index of the predictor of a scored token
     targets: torch.Tensor  # (scored,)
     choices: torch.Tensor  # (scored,): index of the choice among all choices
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows, tokens."""
+        return tuple(self.inputs["input_ids"].shape)
+
 
 @dataclass(frozen=True)
 class _Row:
-    """A prompt and choices behind it, as a tree: choices that begin alike share these tokens too."""
+    """Prompts and choices behind them, as a tree: those that begin alike share these tokens."""
 
-    tokens: tuple[int, ...]
-    parents: tuple[int, ...]  # place of the token before it, -1 for the first
-    weights: tuple[int, ...]
-    scored: tuple[tuple[int, int, int], ...]  # (place of the predictor, target, index of the choice among all)
-    example: int
-    is_first: bool  # row of its example
+    tokens: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)  # place of the token before it, -1 for the first
+    counts: Counter[tuple[int, int]] = field(default_factory=Counter)  # (place, example) -> how many times
+    scored: list[tuple[int, int, int]] = field(
+        default_factory=list
+    )  # (predictor's place, target, index of the choice)
+    places: dict[tuple[int, int], int] = field(default_factory=dict)  # (place of the parent, token) -> place
+
+    def add(self, token: int, parent: int) -> int:
+        """Return the place of a token behind `parent`: a new one, unless the same token is there already."""
+        if (parent, token) not in self.places:
+            self.places[parent, token] = len(self.tokens)
+            self.tokens.append(token)
+            self.parents.append(parent)
+        return self.places[parent, token]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Choices of an example that stand in one row."""
+
+    example: ScoredExample
+    number: int  # of the example
+    first_choice: int  # index of the example's first choice among all
+    group: range
+
+    @property
+    def has_prompt(self) -> bool:
+        """Whether the prompt counts here: it does once, however many rows an example has."""
+        return self.group[0] == 0
 
 
 def make_batches(
     model: PreTrainedModel, examples: list[ScoredExample], is_packed: bool, batch_tokens: int
 ) -> Iterator[Batch]:
     """Group rows of similar length so that a batch has at most `batch_tokens` tokens, padding included."""
-    rows, first = [], 0
+    parts, first = [], 0
     for number, example in enumerate(examples):
         choices = range(len(example.choice_ids))
         groups = [choices] if is_packed else [range(choice, choice + 1) for choice in choices]
-        rows += [_make_row(example, group, first, number) for group in groups]
+        parts += [_Part(example, number, first, group) for group in groups]
         first += len(choices)
-    rows.sort(key=lambda row: len(row.tokens), reverse=True)
+    shared = _share_rows(parts, batch_tokens) if is_packed else [[part] for part in parts]
+    rows = sorted(((_make_row(parts), parts) for parts in shared), key=lambda row: len(row[0].tokens), reverse=True)
     while rows:
-        size = max(1, batch_tokens // len(rows[0].tokens))
-        yield _collate(model, rows[:size], is_packed)
+        size = max(1, batch_tokens // len(rows[0][0].tokens))
+        num_examples = sum(part.has_prompt for _, parts in rows[:size] for part in parts)
+        yield _collate(model, [row for row, _ in rows[:size]], num_examples, is_packed)
         rows = rows[size:]
 
 
-def _make_row(example: ScoredExample, group: range, first: int, number: int) -> _Row:
-    """Lay out the choices of `group` behind the prompt; `first` is the index of the example's first choice."""
-    prompt = example.prompt_ids
-    tokens, parents = list(prompt), [*range(-1, len(prompt) - 1)]
-    weights = [int(group[0] == 0)] * len(prompt)
-    scored, places = [], {}  # (place of the parent, token) -> place
-    for choice in group:
-        place = len(prompt) - 1
-        for token, label in zip(example.choice_ids[choice], example.choice_labels[choice], strict=True):
-            if label != IGNORED:
-                scored.append((place, label, first + choice))
-            if (place, token) not in places:
-                places[place, token] = len(tokens)
-                tokens.append(token)
-                parents.append(place)
-                weights.append(0)
-            place = places[place, token]
-            weights[place] += 1
-    return _Row(tuple(tokens), tuple(parents), tuple(weights), tuple(scored), number, group[0] == 0)
+def _share_rows(parts: list[_Part], row_tokens: int) -> list[list[_Part]]:
+    """Put examples whose prompts begin alike (instructions, a system prompt, solved examples) behind that beginning."""
+    shared, size, before = [], 0, ()
+    for part in sorted(parts, key=lambda part: part.example.prompt_ids):
+        prompt = part.example.prompt_ids
+        num_common = common_prefix_length(before, prompt)
+        size += part.example.num_tokens - num_common
+        # Beside a short beginning, what attention does in vain between the examples would outweigh it.
+        if shared and 4 * num_common >= len(prompt) and size <= row_tokens:
+            shared[-1].append(part)
+        else:
+            shared.append([part])
+            size = part.example.num_tokens
+        before = prompt
+    return shared
 
 
-def _collate(model: PreTrainedModel, rows: list[_Row], is_packed: bool) -> Batch:
+def _make_row(parts: list[_Part]) -> _Row:
+    row = _Row()
+    for part in parts:
+        end = -1
+        for token in part.example.prompt_ids:
+            end = row.add(token, end)
+            row.counts[end, part.number] += part.has_prompt
+        for choice in part.group:
+            place = end
+            labels = part.example.choice_labels[choice]
+            for token, label in zip(part.example.choice_ids[choice], labels, strict=True):
+                if label != IGNORED:
+                    row.scored.append((place, label, part.first_choice + choice))
+                place = row.add(token, place)
+                row.counts[place, part.number] += 1
+    return row
+
+
+def _collate(model: PreTrainedModel, rows: list[_Row], num_examples: int, is_packed: bool) -> Batch:
     device, length = next(model.parameters()).device, max(len(row.tokens) for row in rows)
 
     def pad(values) -> torch.Tensor:
@@ -94,11 +143,11 @@ def _collate(model: PreTrainedModel, rows: list[_Row], is_packed: bool) -> Batch
         for number, row in enumerate(rows)
         for place, target, choice in row.scored
     ]
+    counted = [(number, *where, count) for number, row in enumerate(rows) for where, count in row.counts.items()]
     return Batch(
         inputs,
-        torch.tensor([row.example for row in rows], device=device),
-        sum(row.is_first for row in rows),
-        pad([row.weights for row in rows]),
+        num_examples,
+        *torch.tensor(counted, device=device).unbind(1),
         *torch.tensor([*where], device=device).unbind(1),
         *torch.tensor(scored, device=device).unbind(1),
     )

@@ -20,8 +20,9 @@ def block_influence(model: PreTrainedModel, examples: list[ScoredExample], batch
     totals, num_tokens = torch.zeros(len(find_layers(model)), dtype=torch.float64), 0.0
     for states, batch in _hidden_states(model, examples, batch_tokens):
         cosines = nn.functional.cosine_similarity(states[:-1], states[1:], dim=-1)  # (layers, rows, seq)
-        totals += ((1 - cosines) * batch.weights).sum((1, 2)).double().cpu()
-        num_tokens += batch.weights.sum().item()
+        turned = (1 - cosines)[:, batch.counted_rows, batch.counted_positions]  # (layers, counted)
+        totals += (turned * batch.counts).sum(1).double().cpu()
+        num_tokens += batch.counts.sum().item()
     totals, count = sum_over_processes(totals, torch.tensor([num_tokens], dtype=torch.float64), device=model.device)
     return (totals / count).float()
 
@@ -41,8 +42,7 @@ def angular_distance(
     block_size = min(block_size, num_layers)
     totals = torch.zeros(num_layers - block_size + 1, dtype=torch.float64)
     for states, batch in _hidden_states(model, examples, batch_tokens):
-        positions = torch.arange(batch.weights.shape[1], device=states.device)
-        last = (batch.weights * positions).argmax(1)  # (rows,)
+        last = batch.inputs["attention_mask"].sum(1) - 1  # (rows,)
         ends = states[:, torch.arange(len(last), device=states.device), last]  # (layers + 1, rows, hidden)
         cosines = nn.functional.cosine_similarity(ends[:-block_size], ends[block_size:], dim=-1)
         totals += (cosines.clamp(-1, 1).arccos() / math.pi).sum(1).double().cpu()
@@ -121,7 +121,7 @@ def _hidden_states(
         for batch in share(make_batches(model, scored_by("loss", examples), False, batch_tokens // (1 + len(layers)))):
             states.clear()
             model(**batch.inputs, use_cache=False, **_no_logits(model))
-            if any(state.shape[:2] != batch.weights.shape for state in states):
+            if any(state.shape[:2] != batch.shape for state in states):
                 raise UnsupportedArchitectureError(
                     f"The layers of {type(model).__name__} do not pass (batch, seq, hidden) to each other, so their "
                     "hidden states cannot be compared. Use `importance='sensitivity'`."

@@ -43,7 +43,7 @@ class Layout:
     """How examples are laid out for a pass, found by `choose_layout`.
 
     Attributes:
-        is_packed: All choices of an example stand behind one prompt, in one row.
+        is_packed: All choices of an example stand behind one prompt, in one row; examples behind what they share.
         is_staggered: The candidates of a scan join the batch at the layer that they skip, instead of a pass each.
         crops_head: The head runs on the positions of the scored tokens only.
         is_batched: Rows are padded to one length and run together; else one at a time.
@@ -173,10 +173,10 @@ def _run(
     try:
         batches = make_batches(model, examples, layout.is_packed, batch_tokens // (1 + len(candidates)))
         for batch in share(batches) if is_shared else batches:
-            with _record_squares(stack, batch) as of_rows, _stagger(stack, candidates, batch), plain_forward(model):
+            with _record_squares(stack, batch) as found, _stagger(stack, candidates, batch), plain_forward(model):
                 log_probs = _cropped(model, batch) if layout.crops_head else _whole(model, batch)
             totals.index_add_(1, batch.choices.cpu(), log_probs.cpu().double())
-            squares.index_add_(1, batch.examples.cpu(), torch.stack(of_rows).cpu().double())
+            squares.index_add_(1, batch.counted_examples.cpu(), torch.stack(found).cpu().double())
             progress.update(batch.num_examples)
     finally:
         model.train(was_training)
@@ -190,7 +190,7 @@ def _run(
 def _whole(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """Return (1 + candidates, scored): log-probability of each scored token, by the model's own forward pass."""
     logits = model(**batch.inputs, use_cache=False).logits
-    logits = logits.view(-1, len(batch.examples), *logits.shape[1:])[:, batch.rows, batch.positions]
+    logits = logits.view(-1, batch.shape[0], *logits.shape[1:])[:, batch.rows, batch.positions]
     return _target_log_probs(logits.flatten(0, 1), batch, len(logits), start=0)
 
 
@@ -199,7 +199,7 @@ def _cropped(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     decoder = find_decoder(model)
     output = decoder(**batch.inputs, use_cache=False)
     hidden = output.last_hidden_state
-    hidden = hidden.view(-1, len(batch.examples), *hidden.shape[1:])  # (1 + candidates, rows, seq, hidden)
+    hidden = hidden.view(-1, batch.shape[0], *hidden.shape[1:])  # (1 + candidates, rows, seq, hidden)
     hidden = hidden[:, batch.rows, batch.positions]  # (1 + candidates, predictors, hidden)
     size = max(1, MAX_LOGITS // model.get_output_embeddings().weight.shape[0])
     log_probs = torch.zeros(len(hidden), len(batch.targets), device=hidden.device)
@@ -243,7 +243,7 @@ def _returns(module: nn.Module, output) -> Iterator[None]:
 @contextmanager
 def _stagger(stack: nn.ModuleList, candidates: list[int], batch: Batch) -> Iterator[None]:
     """Let each candidate join the batch behind the layer that it skips."""
-    num_rows = len(batch.examples)
+    num_rows = batch.shape[0]
     before = {}  # candidate -> hidden state in front of the skipped layer, (rows, seq, hidden)
 
     def widen(value, copies):
@@ -282,16 +282,16 @@ def _stagger(stack: nn.ModuleList, candidates: list[int], batch: Batch) -> Itera
 
 @contextmanager
 def _record_squares(stack: nn.ModuleList, batch: Batch) -> Iterator[list[torch.Tensor]]:
-    """Collect, per layer, (rows,): the squared Frobenius norm of its output; NaN where it has another shape."""
+    """Collect, per layer, (counted,): the squared norm of its output at each token; NaN where it has another shape."""
     squares = []
 
     def hook(layer, args, output):
         hidden = _hidden(output)
-        if isinstance(hidden, torch.Tensor) and hidden.shape[1:2] == batch.weights.shape[1:] and hidden.ndim == 3:
-            squares_of_tokens = hidden[: len(batch.examples)].float().square().sum(-1)  # (rows, seq)
-            squares.append((squares_of_tokens * batch.weights).sum(1))
+        if isinstance(hidden, torch.Tensor) and hidden.shape[1:2] == batch.shape[1:] and hidden.ndim == 3:
+            of_tokens = hidden[: batch.shape[0]].float().square().sum(-1)  # (rows, seq)
+            squares.append(of_tokens[batch.counted_rows, batch.counted_positions] * batch.counts)
         else:
-            squares.append(torch.full((len(batch.examples),), torch.nan))
+            squares.append(torch.full(batch.counts.shape, torch.nan))
 
     with ExitStack() as hooks:
         for layer in stack:
