@@ -18,7 +18,7 @@ from .processes import share, sum_over_processes
 logger = logging.getLogger(__name__)
 
 # Tokens that one pass carries at most, over all candidates: bounds memory whatever the size of the calibration set.
-SCAN_BATCH_TOKENS = 8192
+SCAN_BATCH_TOKENS = 16384
 # Logits that exist at the same time, in single precision: 0.25 GiB.
 MAX_LOGITS = 2**26
 
