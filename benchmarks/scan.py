@@ -107,7 +107,9 @@ def compare(name: str, metric: str, num_shots: int, ways: list[str]) -> None:
     for mode in ways:
         results[mode] = result = in_process(mode, name, metric, num_shots)
         if len(results) == 1:
-            print(f"\n{name}, {metric}, {num_shots} shots, {NUM_EXAMPLES} examples, {result['tokens']} tokens, each once")
+            print(
+                f"\n{name}, {metric}, {num_shots} shots, {NUM_EXAMPLES} examples, {result['tokens']} tokens, each once"
+            )
         ratios = [
             f"{results[other]['seconds'] / result['seconds']:5.1f}× {other}" for other in ways[:2] if other in results
         ]

@@ -103,7 +103,7 @@ def scan(arguments: list[str]) -> int:
     parser.add_argument("--metric", choices=("accuracy", "loss"), help="default: accuracy if there are choices")
     parser.add_argument("--size", type=int, default=50, help="examples, drawn at random (default: 50)")
     parser.add_argument("--racing-confidence", type=float, help="stop layers that are clearly worse, such as 0.95")
-    parser.add_argument("--batch-tokens", type=int, default=8192, help="tokens of one pass: bounds memory")
+    parser.add_argument("--batch-tokens", type=int, default=16384, help="tokens of one pass: bounds memory")
     parser.add_argument("--dtype", default="auto", help="auto (as stored), float32, bfloat16 or float16")
     parser.add_argument("--seed", type=int, default=0, help="for the draw of the examples")
     parser.add_argument("--output", help="folder for layer_scores.json and layer_scores.png")

@@ -67,7 +67,7 @@ class TrimConfig(SFTConfig):
         },
     )
     scan_batch_tokens: int = field(
-        default=8192,
+        default=16384,
         metadata={
             "help": "Tokens that one pass of a calibration carries at most, over all candidate layers. Bounds its memory, "
             "whatever the size of the calibration set; more is faster on a GPU."
