@@ -5,7 +5,7 @@ OUT ?= out/demo
 DEMO_ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test test-all quality style controls clean
+.PHONY: help install demo test test-all test-resume quality style controls clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/'
@@ -27,6 +27,9 @@ test: install  ## the tests, under 10 minutes on 2 cores
 
 test-all: install  ## the slow tests too
 	$(BIN)/python -m pytest -m ""
+
+test-resume: install  ## 20 runs killed at random moments and resumed, compared with runs that were not
+	$(BIN)/python -m pytest -m "" tests/test_resume.py
 
 quality: install  ## check style, change nothing
 	$(BIN)/ruff check .

@@ -7,7 +7,6 @@ import torch
 import zoo
 from conftest import NUM_LAYERS, make_examples, make_model
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForSequenceClassification
 from trl import SFTConfig, SFTTrainer
 
@@ -274,8 +273,6 @@ def classifier():
         ({"target_layers": 2, "protected_layers": [0, 1, 2]}, "`protected_layers` names 3 layers"),
         ({"target_layers": 2, "protected_layers": [7]}, "from 0 to 5"),
         ({"target_layers": 4, "model": classifier()}, "no language-modelling head"),
-        ({"target_layers": 4, "peft_config": LoraConfig()}, "`peft_config` is an adapter; merge it first"),
-        ({"target_layers": 4, "model": get_peft_model(make_model(), LoraConfig())}, "`peft_config` is an adapter"),
         ({"target_layers": 4, "load_best_model_at_end": True, "eval_strategy": "no"}, "load_best_model_at_end|eval"),
     ],
     ids=lambda value: str(value)[:40],

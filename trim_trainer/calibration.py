@@ -36,17 +36,14 @@ class ScoredExample:
 
 
 def example_key(example: dict) -> str:
-    """What makes two examples the same one: prompt and completion, or the whole text."""
+    """What makes two examples the same one: prompt and completion, or the whole text; else all columns."""
     for columns in (("prompt", "completion"), ("messages",), ("text",), ("input_ids",)):
         if columns[0] in example:
             values = [example.get(column) for column in columns]
             if columns[0] == "prompt" and values[1] is None and "choices" in example:
                 values[1] = example["choices"][example["answer"]]
-            return json.dumps(values, sort_keys=True)
-    raise CalibrationError(
-        f"An example has the columns {sorted(example)}, expected one of TRL's formats: `prompt` + `completion`, "
-        "`messages`, `text` or `input_ids`."
-    )
+            return json.dumps(values, sort_keys=True, default=str)
+    return json.dumps(example, sort_keys=True, default=str)
 
 
 def check_choices(dataset: Iterable[dict], name: str) -> None:
@@ -158,7 +155,10 @@ def _tokenize_example(example: dict, tokenizer, max_length: int | None = None, t
     elif text_field in example:
         yield from _plain(_encode(tokenizer, example[text_field]), None, max_length)
     else:
-        example_key(example)  # raises
+        raise CalibrationError(
+            f"An example has the columns {sorted(example)}, expected one of TRL's formats: `prompt` + `completion`, "
+            f"`messages`, `{text_field}` or `input_ids`."
+        )
 
 
 def _prompted(example: dict, tokenizer) -> ScoredExample:

@@ -84,7 +84,7 @@ class TrimConfig(SFTConfig):
         default=0.25,
         metadata={
             "help": "Share of the layers that trains, in (0, 1]: those most likely to be kept. Embeddings, head and "
-            "the other layers are frozen. None trains all parameters."
+            "the other layers are frozen. None trains all parameters. PEFT adapters train in all layers in any case."
         },
     )
     max_metric_drop: float | None = field(
@@ -101,6 +101,13 @@ class TrimConfig(SFTConfig):
     save_depths: list[int] | None = field(
         default=None,
         metadata={"help": "Depths on the way that are kept as checkpoints of their own, in `depth-N` folders."},
+    )
+    merge_adapter: bool = field(
+        default=True,
+        metadata={
+            "help": "With a PEFT adapter: whether `save_model` merges it into a standard checkpoint. False saves the "
+            "trimmed base model, and the adapter in its folder `adapter`."
+        },
     )
     overwrite_output_dir: bool = field(
         default=False,

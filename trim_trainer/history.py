@@ -110,8 +110,12 @@ class TrimHistory:
     def save(self, directory: str | Path) -> Path:
         """Write `trim_history.json` into `directory` and return its path."""
         path = Path(directory) / HISTORY_NAME
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        path.write_text(self.to_json() + "\n", encoding="utf-8")
         return path
+
+    def to_json(self) -> str:
+        """The history as text."""
+        return json.dumps(asdict(self), indent=1)
 
     @classmethod
     def load(cls, directory: str | Path) -> "TrimHistory":
@@ -121,10 +125,15 @@ class TrimHistory:
             FileNotFoundError: `directory` holds no history.
             ValueError: the file was written by a newer format.
         """
-        data = json.loads((Path(directory) / HISTORY_NAME).read_text(encoding="utf-8"))
+        return cls.from_json((Path(directory) / HISTORY_NAME).read_text(encoding="utf-8"), str(directory))
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "the text") -> "TrimHistory":
+        """Read what `to_json` returns; `source` names where it comes from. Raises a ValueError as `load` does."""
+        data = json.loads(text)
         if data["format_version"] > FORMAT_VERSION:
             raise ValueError(
-                f"`format_version` of {HISTORY_NAME} in {str(directory)!r} is {data['format_version']}, this version "
+                f"`format_version` of {HISTORY_NAME} in {source!r} is {data['format_version']}, this version "
                 f"of trim_trainer reads up to {FORMAT_VERSION}. Upgrade trim_trainer."
             )
         rounds = tuple(Round(**{key: _tuples(value) for key, value in entry.items()}) for entry in data.pop("rounds"))

@@ -20,7 +20,7 @@ from .surgery import check_layers
 logger = logging.getLogger(__name__)
 
 
-def check_model(model: str | PreTrainedModel, args: TrimConfig, is_peft: bool) -> tuple[int, int]:
+def check_model(model: str | PreTrainedModel, args: TrimConfig, peft_config=None) -> tuple[int, int]:
     """Check that the model can be trimmed as asked.
 
     Returns:
@@ -29,7 +29,14 @@ def check_model(model: str | PreTrainedModel, args: TrimConfig, is_peft: bool) -
     Raises:
         ValueError: names the setting, its value, the rule and the way out.
     """
-    _check_settings(args, is_peft or (not isinstance(model, str) and is_peft_model(model)))
+    _check_settings(args)
+    if is_peft_model(model):
+        peft_config, model = model.peft_config[model.active_adapter], model.get_base_model()
+    if getattr(peft_config, "is_prompt_learning", False):
+        raise ValueError(
+            f"A target is set and `peft_config` is a {type(peft_config).__name__}, which puts something in front of the "
+            "prompt instead of into the layers. Use an adapter inside the layers, such as `LoraConfig`."
+        )
     if isinstance(model, PreTrainedModel):
         find_layers(model)
         config = model.config
@@ -66,17 +73,10 @@ def _load_config(model: str, args: TrimConfig) -> PretrainedConfig:
     return AutoConfig.from_pretrained(model, trust_remote_code=args.trust_remote_code, **options)
 
 
-def _check_settings(args: TrimConfig, is_peft: bool) -> None:
+def _check_settings(args: TrimConfig) -> None:
     refused = {
-        "peft_config": (is_peft, "an adapter; merge it first (`merge_and_unload`) and train the merged model"),
-        "load_best_model_at_end": (
-            args.load_best_model_at_end,
-            "True; the best checkpoint may have another depth than the last one. Set it to False, and keep depths "
-            "with `save_depths`",
-        ),
-        "deepspeed": (args.deepspeed, "set; trimming runs in one process without DeepSpeed so far"),
-        "fsdp": (args.fsdp, "set; trimming runs in one process without FSDP so far"),
-        "world_size": (args.world_size > 1, f"{args.world_size}; trimming runs in one process so far"),
+        "deepspeed": (args.deepspeed, "set; trimming runs without DeepSpeed so far"),
+        "fsdp": (args.fsdp, "set; trimming runs without FSDP so far"),
     }
     for name, (is_set, why) in refused.items():
         if is_set:

@@ -1,13 +1,15 @@
-"""Work that several processes share: each takes every n-th piece, and sums are taken over all of them."""
+"""Work that several processes share: each takes every n-th piece, sums are over all, one decides for all."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import TypeVar
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import distributed
 
 Piece = TypeVar("Piece")
+Value = TypeVar("Value")
 
 
 def num_processes() -> int:
@@ -29,3 +31,12 @@ def sum_over_processes(*tensors: torch.Tensor, device: torch.device) -> tuple[to
     for tensor in moved:
         distributed.all_reduce(tensor)
     return tuple(tensor.cpu() for tensor in moved)
+
+
+def from_main(value: Value) -> Value:
+    """Return what the main process has, so that a decision is the same in all of them."""
+    if num_processes() == 1:
+        return value
+    values = [value]
+    broadcast_object_list(values)
+    return values[0]

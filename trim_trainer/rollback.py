@@ -1,37 +1,99 @@
 """The quality floor, and the last depth that was above it, to come back to."""
 
-import copy
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
+from torch import nn
 
 from .freezing import sync_optimizer
 from .history import TrimHistory
 from .surgery import LayerBackup
 
+LAST_GOOD_NAME = "last_good.pt"
 
+
+@dataclass(frozen=True)
 class LastGood:
-    """A model at one depth: layers, weights, frozen set, optimizer state, history. Copies weights to the CPU."""
+    """A model at one depth: layers, weights, frozen set, optimizer state, history. Values are copies on the CPU."""
 
-    def __init__(self, model: PreTrainedModel, optimizer: torch.optim.Optimizer, history: TrimHistory):
-        self.history = history
-        self._layers = LayerBackup(model)
-        self._weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
-        self._trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
-        self._state = {parameter: copy.deepcopy(state) for parameter, state in optimizer.state.items()}
+    history: TrimHistory
+    layers: LayerBackup
+    weights: dict[str, torch.Tensor]
+    trained: frozenset[str]  # names of the parameters that train
+    states: dict[str, dict]  # of the optimizer, by name of the parameter
+    parameters: dict[str, nn.Parameter]
+
+    @classmethod
+    def take(cls, model: nn.Module, optimizer: torch.optim.Optimizer, history: TrimHistory) -> "LastGood":
+        """Keep the model as it is now."""
+        parameters = dict(model.named_parameters())
+        return cls(
+            history,
+            LayerBackup(model),
+            {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()},
+            frozenset(name for name, parameter in parameters.items() if parameter.requires_grad),
+            {
+                name: {key: _copied(value) for key, value in optimizer.state[parameter].items()}
+                for name, parameter in parameters.items()
+                if parameter in optimizer.state
+            },
+            parameters,
+        )
 
     def restore(
-        self, model: PreTrainedModel, optimizer: torch.optim.Optimizer, decayed: Callable[[], Iterable[str]]
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, decayed: Callable[[], Iterable[str]]
     ) -> None:
         """Bring everything back, in place. `decayed` is as in `sync_optimizer`."""
-        self._layers.restore()
-        model.load_state_dict(self._weights)
-        for parameter in model.parameters():
-            parameter.requires_grad_(parameter in self._trained)
+        self.layers.restore()
+        model.load_state_dict(self.weights)
+        for name, parameter in self.parameters.items():
+            parameter.requires_grad_(name in self.trained)
         sync_optimizer(optimizer, model, decayed)
-        optimizer.state.update(self._state)
+        group_of = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
+        for name, state in self.states.items():
+            parameter = self.parameters[name]
+            group = group_of[parameter]
+            counts_on_device = group.get("fused") or group.get("capturable")
+            optimizer.state[parameter] = {
+                key: _placed(value, parameter if key != "step" or counts_on_device else None)
+                for key, value in state.items()
+            }
+
+    def save(self, directory: str | Path) -> None:
+        """Write it beside a checkpoint, for a run that is resumed there."""
+        values = {"weights": self.weights, "trained": sorted(self.trained), "states": self.states}
+        torch.save(values | {"history": self.history.to_json()}, Path(directory) / LAST_GOOD_NAME)
+
+    @classmethod
+    def load(cls, directory: str | Path, bring_to: Callable[[TrimHistory], nn.Module]) -> "LastGood | None":
+        """Read what `save` wrote, if it did; `bring_to` gives the model the depth of a history."""
+        path = Path(directory) / LAST_GOOD_NAME
+        if not path.is_file():
+            return None
+        values = torch.load(path, map_location="cpu", weights_only=True)
+        history = TrimHistory.from_json(values["history"])
+        model = bring_to(history)
+        return cls(
+            history,
+            LayerBackup(model),
+            values["weights"],
+            frozenset(values["trained"]),
+            values["states"],
+            dict(model.named_parameters()),
+        )
+
+
+def _copied(value):
+    return value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
+
+
+def _placed(value, parameter: nn.Parameter | None):
+    """A copy beside the parameter, or on the CPU, where torch's optimizers keep their counts of steps."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.to("cpu" if parameter is None else parameter.device, copy=True)
 
 
 class QualityFloor:
@@ -54,13 +116,13 @@ class QualityFloor:
             return False
         return self._sign * (self._first - metric) > self.max_metric_drop
 
-    def keep(self, metric: float, model: PreTrainedModel, optimizer, history: TrimHistory) -> None:
+    def keep(self, metric: float, model: nn.Module, optimizer, history: TrimHistory) -> None:
         """Remember the model as the last good one, right before a drop."""
         if self.max_metric_drop is not None:
             self._first = metric if self._first is None else self._first
-            self._last_good = LastGood(model, optimizer, history)
+            self._last_good = LastGood.take(model, optimizer, history)
 
-    def restore(self, metric: float, history: TrimHistory, model: PreTrainedModel, optimizer, decayed) -> TrimHistory:
+    def restore(self, metric: float, history: TrimHistory, model: nn.Module, optimizer, decayed) -> TrimHistory:
         """Roll back to the last good depth; return its history, which says why dropping stopped."""
         good = self._last_good
         good.restore(model, optimizer, decayed)
@@ -71,3 +133,21 @@ class QualityFloor:
         )
         self._last_good = None
         return replace(good.history, stopped=reason)
+
+    def save(self, directory: str | Path) -> None:
+        """Write the last good depth beside a checkpoint."""
+        if self._last_good is not None:
+            self._last_good.save(directory)
+
+    def resume(
+        self, directory: str | Path, history: TrimHistory, bring_to: Callable[[TrimHistory], nn.Module]
+    ) -> None:
+        """Go on from a checkpoint with this history; `bring_to` is as in `LastGood.load`."""
+        if self.max_metric_drop is not None and history.drops:
+            self._first = history.drops[0].metric
+            self._last_good = LastGood.load(directory, bring_to)
+            if self._last_good is None and history.stopped is None:
+                raise ValueError(
+                    f"`max_metric_drop` is {self.max_metric_drop:g}, but the checkpoint {str(directory)!r} was written "
+                    "without a quality floor, so there is no depth to come back to. Resume it without `max_metric_drop`."
+                )

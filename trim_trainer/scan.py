@@ -58,7 +58,15 @@ class Layout:
 PLAIN = Layout(is_packed=False, is_staggered=False, crops_head=False)
 ONE_BY_ONE = Layout(is_packed=False, is_staggered=False, crops_head=False, is_batched=False)
 # From fast to slow. What a layout may raise on a model that it does not fit is what torch and Transformers raise there.
-LAYOUTS = (Layout(True, True), Layout(False, True), Layout(True, False), Layout(False, False), PLAIN)
+LAYOUTS = (
+    Layout(True, True),
+    Layout(False, True),
+    Layout(True, True, crops_head=False),
+    Layout(False, True, crops_head=False),
+    Layout(True, False),
+    Layout(False, False),
+    PLAIN,
+)
 MISFITS = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError)
 
 

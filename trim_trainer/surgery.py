@@ -178,6 +178,9 @@ class LayerBackup:
     def __init__(self, model: PreTrainedModel):
         self._modules = {module: _copy_settings(module) for module in model.modules()}
         self._configs: dict[int, tuple[PretrainedConfig, dict]] = {}
+        self._adapters = [
+            (config, copy.deepcopy(vars(config))) for config in getattr(model, "peft_config", {}).values()
+        ]
         for module in self._modules:
             for value in vars(module).values():
                 self._keep_config(value)
@@ -194,6 +197,9 @@ class LayerBackup:
         for config, fields in self._configs.values():
             config.__dict__.clear()
             config.__dict__.update(_copy_fields(fields))
+        for config, fields in self._adapters:
+            vars(config).clear()
+            vars(config).update(copy.deepcopy(fields))
 
     def _keep_config(self, config) -> None:
         if isinstance(config, PretrainedConfig) and id(config) not in self._configs:

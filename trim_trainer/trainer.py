@@ -1,12 +1,15 @@
 """TrimTrainer: SFTTrainer that scores, chooses and drops decoder layers between its own steps."""
 
 import logging
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -15,18 +18,23 @@ from trl import SFTTrainer
 from .architectures import droppable_layers
 from .calibration import ScoredExample, choose_metric, measure, scored_by, tokenize_examples
 from .card import collect_facts, write_card
+from .checkpoints import find_checkpoint
 from .config import TrimConfig
 from .evaluation import measure_model, measure_tokens_per_second
 from .freezing import choose_trained_layers, freeze_all_but, sync_optimizer
 from .history import Round, TrimHistory
 from .importance import CriterionLike, LayerScores, Settings, calibrate, choose_layers, criterion_name
 from .preflight import check_model, check_output_dir, split_calibration
+from .processes import from_main
+from .reports import log_drop
 from .rollback import QualityFloor
 from .runtimes import runtime_caveats
+from .saving import save_adapted
 from .scan import Layout, choose_layout, score_choices
 from .schedule import plan_schedule
-from .surgery import drop_layers
+from .surgery import LayerBackup, drop_layers, is_quantized
 from .verification import verify_checkpoint
+from .wrapping import rewrap
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +75,7 @@ class TrimTrainer(SFTTrainer):
     ):
         is_trimming = isinstance(args, TrimConfig) and args.is_trimming
         if is_trimming:
-            num_layers, target = check_model(model, args, kwargs.get("peft_config") is not None)
+            num_layers, target = check_model(model, args, kwargs.get("peft_config"))
             train_dataset, calibration_dataset = split_calibration(
                 train_dataset, eval_dataset, calibration_dataset, args
             )
@@ -80,6 +88,7 @@ class TrimTrainer(SFTTrainer):
         metric = choose_metric(args.calibration_metric, calibration_examples)
         self._calibration_examples = scored_by(metric, calibration_examples)
         self._floor = QualityFloor(args.max_metric_drop, metric)
+        self._untrimmed = LayerBackup(self.model) if args.load_best_model_at_end else None
         self.history = TrimHistory(
             num_layers=num_layers,
             target_layers=target,
@@ -100,7 +109,7 @@ class TrimTrainer(SFTTrainer):
             self._save_depth()
             self._floor.keep(scored.metric, self.model, self.optimizer, self.history)
             number = min(self.args.layers_per_trim, self.history.depth - depth)
-            dropped = choose_layers(scored, self._criterion, number, self._droppable)
+            dropped = from_main(choose_layers(scored, self._criterion, number, self._droppable))
             if not dropped:
                 self._stop("no layer that is left can be dropped")
                 return
@@ -110,25 +119,21 @@ class TrimTrainer(SFTTrainer):
     def _droppable(self, chosen: tuple[int, ...] = ()) -> set[int]:
         """Layers (numbers of the model as it is now) that can go in addition to `chosen`."""
         protected = {self.history.kept.index(layer) for layer in self.args.protected_layers or ()}
-        return set(droppable_layers(self.model, chosen)) - protected
+        return set(droppable_layers(self.causal_lm, chosen)) - protected
 
     def _calibrate(self) -> LayerScores:
         """Score every layer that is left: how good is the model on the calibration set without it?"""
-        with self.accelerator.autocast():
-            return calibrate(
-                self.model,
-                self._calibration_examples,
-                self._criterion,
-                Settings(
-                    self.history.calibration_metric,
-                    self.layout,
-                    self.args.scan_batch_tokens,
-                    self.args.layers_per_trim,
-                    self.args.racing_confidence,
-                    self.args.seed + self.state.global_step,
-                ),
-                self._droppable(),
-            )
+        settings = Settings(
+            self.history.calibration_metric,
+            self.layout,
+            self.args.scan_batch_tokens,
+            self.args.layers_per_trim,
+            self.args.racing_confidence,
+            self.args.seed + self.state.global_step,
+        )
+        with self._scoring():
+            examples = self._calibration_examples
+            return from_main(calibrate(self.causal_lm, examples, self._criterion, settings, self._droppable()))
 
     def _drop(self, dropped: tuple[int, ...], scored: LayerScores) -> tuple[int, ...] | None:
         """Drop layers (numbers of the model as it is now), choose which of the others train, tell the optimizer.
@@ -147,7 +152,7 @@ class TrimTrainer(SFTTrainer):
             )
             freeze_all_but(self.model, chosen)
             trained = tuple(left[new] for new in chosen)
-        sync_optimizer(self.optimizer, self.model, self._decayed)
+        self._sync()
         return trained
 
     def _record(self, scored: LayerScores, dropped: tuple[int, ...], trained: tuple[int, ...] | None) -> None:
@@ -168,21 +173,33 @@ class TrimTrainer(SFTTrainer):
             a_round = replace(
                 a_round,
                 metric_after=self._calibration_metric(),
-                tokens_per_second=measure_tokens_per_second(self.model),
+                tokens_per_second=from_main(measure_tokens_per_second(self.causal_lm)),
             )
         self.history = self.history.add(a_round)
         if dropped:
-            self._log_drop(a_round)
+            log_drop(self, a_round)
 
     def _roll_back(self, metric: float) -> None:
         """Return to the last depth above the quality floor; the rest of the schedule heals it."""
         self.history = self._floor.restore(metric, self.history, self.model, self.optimizer, self._decayed)
+        self._sync()
         self._stop(self.history.stopped)
 
     def _stop(self, reason: str) -> None:
         """Drop no further layer; the rest of the schedule heals what is left."""
         self.history = replace(self.history, stopped=reason)
         logger.warning("Dropping stops: %s.", reason)
+
+    def _sync(self) -> None:
+        """Tell the optimizer and the wrapper of several processes what the model has and what trains."""
+        sync_optimizer(self.optimizer, self.model, self._decayed)
+        rewrap(self.model_wrapped, self.accelerator)
+
+    @property
+    def causal_lm(self) -> PreTrainedModel:
+        """The model whose layers are dropped: inside adapters, and without what distributed training wraps it in."""
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        return model.get_base_model() if is_peft_model(model) else model
 
     # Where the algorithm meets the Trainer's loop.
 
@@ -195,7 +212,12 @@ class TrimTrainer(SFTTrainer):
         """
         if self.history is None:
             return super().train(resume_from_checkpoint, *args, **kwargs)
-        check_output_dir(self.args.output_dir, resume_from_checkpoint, self.args.overwrite_output_dir)
+        if self.is_world_process_zero():
+            check_output_dir(self.args.output_dir, resume_from_checkpoint, self.args.overwrite_output_dir)
+        self.accelerator.wait_for_everyone()
+        if resume_from_checkpoint:
+            resume_from_checkpoint = find_checkpoint(self.args.output_dir, resume_from_checkpoint)
+        self.layout  # noqa: B018  found on the model that every run begins with, resumed or not
         output = super().train(resume_from_checkpoint, *args, **kwargs)
         self._measure("trimmed")
         for caveat in runtime_caveats(self.model.config):
@@ -207,7 +229,7 @@ class TrimTrainer(SFTTrainer):
             self._schedule = self._plan(max_steps)
             if self.history.measured("untrimmed") is None:
                 self._measure("untrimmed")
-            if self.args.sparse_update_ratio is not None:
+            if self.args.sparse_update_ratio is not None and not is_peft_model(self.model):
                 self._begin_sparse_update()
         return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
@@ -261,9 +283,32 @@ class TrimTrainer(SFTTrainer):
                     f"`resume_from_checkpoint` {resume_from_checkpoint!r} began with {history.num_layers} layers, the "
                     f"model has {self.history.num_layers}. Pass the untrimmed model that the run began with."
                 )
-            drop_layers(self.model, [i for i, layer in enumerate(self.history.kept) if layer not in history.kept])
+            self._floor.resume(resume_from_checkpoint, history, self._bring_to)
+            self._bring_to(history)
             self.history = replace(history, target_layers=self.history.target_layers)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _bring_to(self, history: TrimHistory) -> PreTrainedModel:
+        """Give the model the layers of a history, of which it has all or more, and return it."""
+        drop_layers(self.model, [i for i, layer in enumerate(self.history.kept) if layer not in history.kept])
+        self.history = history
+        return self.model
+
+    def _load_best_model(self) -> None:
+        if self.history is not None:
+            best = TrimHistory.load(self.state.best_model_checkpoint)
+            if best.depth > self.history.depth:
+                logger.warning(
+                    "The best checkpoint has %d layers, the last one %d. To choose among those at the target only, set "
+                    "`eval_delay` to when it is reached.",
+                    best.depth,
+                    self.history.depth,
+                )
+            self._untrimmed.restore()
+            self.history = replace(best, rounds=())
+            self._bring_to(best)
+            self.model.to(self.args.device)
+        super()._load_best_model()
 
     # Measuring, logging and saving.
 
@@ -285,14 +330,32 @@ class TrimTrainer(SFTTrainer):
             write_card(self.args.output_dir, self.history, collect_facts(self, model_name, dataset_name, tags))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
         folder = Path(output_dir or self.args.output_dir)
+        is_checkpoint = folder.name.startswith(PREFIX_CHECKPOINT_DIR)
+        is_adapted = self.history is not None and not is_checkpoint and is_peft_model(self.model)
+        if not is_adapted:
+            super()._save(output_dir, state_dict)
         if self.history is None or not self.args.should_save:
             return
-        self.history.save(folder)
-        if not folder.name.startswith(PREFIX_CHECKPOINT_DIR):
+        if is_checkpoint:
+            self._floor.save(folder)
+        elif is_adapted:
+            save_adapted(self.model, folder, self.args.merge_adapter)
+            self.processing_class.save_pretrained(folder)
+        if not is_checkpoint:
             write_card(folder, self.history, collect_facts(self))
-        verify_checkpoint(folder, self.model)
+        if not is_peft_model(self.model):
+            verify_checkpoint(folder, self.model)
+        self.history.save(folder)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        if self.history is not None:
+            # What is left of an older checkpoint of this number would make a half-written one look whole.
+            if self.args.should_save:
+                folder = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+                shutil.rmtree(Path(self.args.output_dir) / folder, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
 
     def _save_depth(self) -> None:
         """Keep the model as it is now, healed at its depth, if `save_depths` asks for it."""
@@ -305,39 +368,39 @@ class TrimTrainer(SFTTrainer):
     @cached_property
     def layout(self) -> Layout:
         """How examples are laid out for scoring: the fastest way that is exact for this model, tried once."""
-        return choose_layout(self.model, self._calibration_examples + self._evaluation_examples)
+        return from_main(choose_layout(self.causal_lm, self._calibration_examples + self._evaluation_examples))
+
+    @contextmanager
+    def _scoring(self) -> Iterator[None]:
+        """The model scores as it evaluates: in the precision of training, with the optimizer's averaged weights."""
+        evaluating = getattr(self.optimizer, "eval", None)
+        if callable(evaluating):  # schedule-free; the next training step turns it back
+            evaluating()
+        with self.accelerator.autocast():
+            yield
+        if is_quantized(self.causal_lm) and self.args.device.type == "cpu":
+            self.causal_lm.state_dict()  # undoes bitsandbytes' order of weights for CPU kernels without gradients
 
     def _measure(self, name: str) -> None:
-        with self.accelerator.autocast():
-            measured = measure_model(name, self.model, self._evaluation_examples, self.layout)
-        self.history = self.history.add(measured)
+        with self._scoring():
+            measured = measure_model(name, self.causal_lm, self._evaluation_examples, self.layout)
+        self.history = self.history.add(from_main(measured))
 
     def _calibration_metric(self) -> float:
         return self._score(self._calibration_examples, self.history.calibration_metric)
 
     def _score(self, examples: list[ScoredExample], metric: str) -> float:
-        with self.accelerator.autocast():
-            return measure(
-                score_choices(self.model, examples, self.layout, self.args.scan_batch_tokens), examples, metric
-            ).item()
-
-    def _log_drop(self, a_round: Round) -> None:
-        should_log = self.control.should_log
-        Trainer.log(
-            self,
-            {
-                "trim_depth": a_round.depth_after,
-                "trim_layer": a_round.dropped[0] if len(a_round.dropped) == 1 else list(a_round.dropped),
-                "trim_score": a_round.score_of(a_round.dropped[0]),
-                f"trim_{self.history.calibration_metric}": a_round.metric_after,
-                "trim_tokens_per_second": a_round.tokens_per_second,
-            },
-        )
-        self.control.should_log = should_log  # this step's loss is still to be logged
+        with self._scoring():
+            log_probs = score_choices(self.causal_lm, examples, self.layout, self.args.scan_batch_tokens)
+        return measure(log_probs, examples, metric).item()
 
     def _decayed(self) -> list[str]:
         return self.get_decay_parameter_names(self.model)
 
     def _tokenize_examples(self, dataset: Iterable[dict]) -> list[ScoredExample]:
-        options = {"max_length": self.args.max_length, "text_field": self.args.dataset_text_field}
-        return tokenize_examples(dataset, self._tokenizer, **options)
+        """Multiple choice as prompts and choices; anything else as SFTTrainer prepares and labels it."""
+        rows = list(dataset)
+        if rows and "choices" not in rows[0] and not self._skip_prepare_dataset:
+            options = (self.processing_class, self.args, False, self._formatting_func, "calibration")
+            rows = self._prepare_dataset(Dataset.from_list(rows), *options)
+        return tokenize_examples(rows, self._tokenizer)
