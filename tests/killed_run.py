@@ -33,7 +33,7 @@ def run(output_dir, settings, on_start=lambda: None):
 
     def trainer(**more):
         return TrimTrainer(
-            make_model(attention_dropout=0.1), TrimConfig(output_dir=output_dir, **BASE, **settings, **more),
+            make_model(attention_dropout=0.1), TrimConfig(output_dir=output_dir, **(BASE | settings | more)),
             train_dataset=train, eval_dataset=evaluation, calibration_dataset=calibration,
             processing_class=make_tokenizer(), callbacks=[Started()],
         )  # fmt: skip

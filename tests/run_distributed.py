@@ -31,3 +31,4 @@ if __name__ == "__main__":
         print(  # noqa: T201
             json.dumps([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
         )
+    trainer.accelerator.end_training()

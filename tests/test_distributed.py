@@ -18,7 +18,7 @@ SCRIPT = Path(__file__).with_name("run_distributed.py")
 
 def launch(folder, num_processes, **settings):
     """Run the script and return its losses."""
-    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={num_processes}", "--master_port=0"]
+    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={num_processes}", "--standalone"]
     launcher = launcher if num_processes > 1 else []
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -72,7 +72,7 @@ def test_sharded_layers_are_scored_dropped_and_trained_on(tmp_path):
     """FSDP2 at the level of the surgery: on CPU processes accelerate turns FSDP into DDP, torch itself does not."""
     script = Path(__file__).with_name("run_sharded.py")
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", str(script), tmp_path],
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", str(script), tmp_path],
         capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300,
     )  # fmt: skip
     assert "sharded as plain" in done.stdout, done.stderr[-3000:]

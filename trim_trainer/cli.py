@@ -49,6 +49,7 @@ def train(arguments: list[str]) -> int:
         trainer.create_model_card()
     if recipe.training_args.push_to_hub:
         trainer.push_to_hub()
+    trainer.accelerator.end_training()
     return 0
 
 

@@ -23,7 +23,7 @@ def block_influence(model: PreTrainedModel, examples: list[ScoredExample], batch
         turned = (1 - cosines)[:, batch.counted_rows, batch.counted_positions]  # (layers, counted)
         totals += (turned * batch.counts).sum(1).double().cpu()
         num_tokens += batch.counts.sum().item()
-    totals, count = sum_over_processes(totals, torch.tensor([num_tokens], dtype=torch.float64), device=model.device)
+    totals, count = sum_over_processes(totals, torch.tensor([num_tokens], dtype=torch.float64), model=model)
     return (totals / count).float()
 
 
@@ -46,7 +46,7 @@ def angular_distance(
         ends = states[:, torch.arange(len(last), device=states.device), last]  # (layers + 1, rows, hidden)
         cosines = nn.functional.cosine_similarity(ends[:-block_size], ends[block_size:], dim=-1)
         totals += (cosines.clamp(-1, 1).arccos() / math.pi).sum(1).double().cpu()
-    (totals,) = sum_over_processes(totals, device=model.device)
+    (totals,) = sum_over_processes(totals, model=model)
     distances = totals / len(examples)
     blocks = [distances[max(0, layer - block_size + 1) : layer + 1] for layer in range(num_layers)]
     return torch.stack([block.min() for block in blocks]).float()
@@ -64,14 +64,14 @@ def taylor(model: PreTrainedModel, examples: list[ScoredExample]) -> torch.Tenso
     model.eval()
     try:
         with _gradients_into(totals, layers, model):
-            for example in share(scored_by("loss", examples)):
+            for example in share(scored_by("loss", examples), model):
                 (batch,) = make_batches(model, [example], is_packed=False, batch_tokens=1)
                 with torch.enable_grad():
                     logits = model(**batch.inputs, use_cache=False).logits[batch.rows, batch.positions]
                     nn.functional.cross_entropy(logits.float()[batch.predictors], batch.targets).backward()
     finally:
         model.train(was_training)
-    (totals,) = sum_over_processes(totals, device=model.device)
+    (totals,) = sum_over_processes(totals, model=model)
     return (totals / len(examples)).float()
 
 
@@ -118,7 +118,8 @@ def _hidden_states(
         for layer in layers:
             hooks.callback(layer.register_forward_pre_hook(enter, with_kwargs=True).remove)
         hooks.callback(layers[-1].register_forward_hook(leave).remove)
-        for batch in share(make_batches(model, scored_by("loss", examples), False, batch_tokens // (1 + len(layers)))):
+        batches = make_batches(model, scored_by("loss", examples), False, batch_tokens // (1 + len(layers)))
+        for batch in share(batches, model):
             states.clear()
             model(**batch.inputs, use_cache=False, **_no_logits(model))
             if any(state.shape[:2] != batch.shape for state in states):

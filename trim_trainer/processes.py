@@ -6,7 +6,8 @@ from typing import TypeVar
 
 import torch
 from accelerate.utils import broadcast_object_list
-from torch import distributed
+from torch import distributed, nn
+from torch.distributed.fsdp import FSDPModule
 
 Piece = TypeVar("Piece")
 Value = TypeVar("Value")
@@ -17,17 +18,23 @@ def num_processes() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
-def share(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """Yield the pieces of this process: all of them where there is only one."""
-    rank = distributed.get_rank() if num_processes() > 1 else 0
-    return islice(pieces, rank, None, num_processes())
+def _can_share(model: nn.Module) -> bool:
+    # Where every layer is spread over all processes, all of them have to run the same batches.
+    return num_processes() > 1 and not isinstance(model, FSDPModule)
 
 
-def sum_over_processes(*tensors: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, ...]:
-    """Sum each tensor over all processes. They travel on `device`, and come back on the CPU."""
-    if num_processes() == 1:
+def share(pieces: Iterable[Piece], model: nn.Module) -> Iterator[Piece]:
+    """Yield the pieces of this process: all of them where there is only one, or where `model` is sharded."""
+    if not _can_share(model):
+        return iter(pieces)
+    return islice(pieces, distributed.get_rank(), None, num_processes())
+
+
+def sum_over_processes(*tensors: torch.Tensor, model: nn.Module) -> tuple[torch.Tensor, ...]:
+    """Sum what `share` spread over the processes. Tensors travel on the device of `model`, and come back on the CPU."""
+    if not _can_share(model):
         return tensors
-    moved = [tensor.to(device) for tensor in tensors]
+    moved = [tensor.to(model.device) for tensor in tensors]
     for tensor in moved:
         distributed.all_reduce(tensor)
     return tuple(tensor.cpu() for tensor in moved)

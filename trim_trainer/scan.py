@@ -180,7 +180,7 @@ def _run(
     progress = tqdm(total=len(examples), desc="Scoring", unit="examples", leave=False, delay=2, disable=None)
     try:
         batches = make_batches(model, examples, layout.is_packed, batch_tokens // (1 + len(candidates)))
-        for batch in share(batches) if is_shared else batches:
+        for batch in share(batches, model) if is_shared else batches:
             with _record_squares(stack, batch) as found, _stagger(stack, candidates, batch), plain_forward(model):
                 log_probs = _cropped(model, batch) if layout.crops_head else _whole(model, batch)
             totals.index_add_(1, batch.choices.cpu(), log_probs.cpu().double())
@@ -190,7 +190,7 @@ def _run(
         model.train(was_training)
         progress.close()
     if is_shared:
-        totals, squares = sum_over_processes(totals, squares, device=model.device)
+        totals, squares = sum_over_processes(totals, squares, model=model)
     norms = squares.sqrt().mean(1).float()
     return LayerScan(totals.float(), norms if norms.isfinite().all() else None)
 

@@ -1,23 +1,19 @@
 """TrimTrainer: SFTTrainer that scores, chooses and drops decoder layers between its own steps."""
 
 import logging
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from trl import SFTTrainer
 
 from .architectures import droppable_layers
 from .calibration import ScoredExample, choose_metric, measure, scored_by, tokenize_examples
-from .card import collect_facts, write_card
+from .checkpointing import CheckpointingTrainer
 from .checkpoints import find_checkpoint
 from .config import TrimConfig
 from .evaluation import measure_model, measure_tokens_per_second
@@ -29,17 +25,15 @@ from .processes import from_main
 from .reports import log_drop
 from .rollback import QualityFloor
 from .runtimes import runtime_caveats
-from .saving import save_adapted
 from .scan import Layout, choose_layout, score_choices
 from .schedule import plan_schedule
-from .surgery import LayerBackup, drop_layers, is_quantized
-from .verification import verify_checkpoint
+from .surgery import is_quantized
 from .wrapping import rewrap
 
 logger = logging.getLogger(__name__)
 
 
-class TrimTrainer(SFTTrainer):
+class TrimTrainer(CheckpointingTrainer):
     """Fine-tunes a causal LM and drops decoder layers while it trains (TrimLLM, arXiv 2412.11242).
 
     Takes the arguments of [`trl.SFTTrainer`], and `calibration_dataset`. With an [`SFTConfig`], or a [`TrimConfig`]
@@ -57,9 +51,6 @@ class TrimTrainer(SFTTrainer):
     Raises:
         ValueError: a setting, a data set or the model cannot be trimmed; before anything is trained.
     """
-
-    history: TrimHistory | None = None  # None: this run drops nothing
-    recipe: dict[str, Any] | None = None  # what `recipe.yaml` says; None: the settings that are not default
 
     def __init__(
         self,
@@ -88,7 +79,7 @@ class TrimTrainer(SFTTrainer):
         metric = choose_metric(args.calibration_metric, calibration_examples)
         self._calibration_examples = scored_by(metric, calibration_examples)
         self._floor = QualityFloor(args.max_metric_drop, metric)
-        self._untrimmed = LayerBackup(self.model) if args.load_best_model_at_end else None
+        self._keep_untrimmed()
         self.history = TrimHistory(
             num_layers=num_layers,
             target_layers=target,
@@ -143,7 +134,7 @@ class TrimTrainer(SFTTrainer):
         """
         kept, trained = self.history.kept, self.history.trained_layers
         left = [layer for layer in range(len(kept)) if layer not in dropped]
-        drop_layers(self.model, dropped)
+        self._take_out(dropped)
         if trained is not None:
             still_trained = [new for new, old in enumerate(left) if kept[old] in trained]
             scores = tuple(scored.scores[old] for old in left)
@@ -195,12 +186,6 @@ class TrimTrainer(SFTTrainer):
         sync_optimizer(self.optimizer, self.model, self._decayed)
         rewrap(self.model_wrapped, self.accelerator)
 
-    @property
-    def causal_lm(self) -> PreTrainedModel:
-        """The model whose layers are dropped: inside adapters, and without what distributed training wraps it in."""
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        return model.get_base_model() if is_peft_model(model) else model
-
     # Where the algorithm meets the Trainer's loop.
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
@@ -215,9 +200,11 @@ class TrimTrainer(SFTTrainer):
         if self.is_world_process_zero():
             check_output_dir(self.args.output_dir, resume_from_checkpoint, self.args.overwrite_output_dir)
         self.accelerator.wait_for_everyone()
+        if not self.is_fsdp_enabled:
+            self.layout  # noqa: B018  found on the model that every run begins with, resumed or not
         if resume_from_checkpoint:
             resume_from_checkpoint = find_checkpoint(self.args.output_dir, resume_from_checkpoint)
-        self.layout  # noqa: B018  found on the model that every run begins with, resumed or not
+            self._resume(resume_from_checkpoint)
         output = super().train(resume_from_checkpoint, *args, **kwargs)
         self._measure("trimmed")
         for caveat in runtime_caveats(self.model.config):
@@ -227,11 +214,14 @@ class TrimTrainer(SFTTrainer):
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
         if self.history is not None:
             self._schedule = self._plan(max_steps)
-            if self.history.measured("untrimmed") is None:
-                self._measure("untrimmed")
-            if self.args.sparse_update_ratio is not None and not is_peft_model(self.model):
-                self._begin_sparse_update()
-        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+            self._freeze()
+            if not self.is_fsdp_enabled:
+                self._begin()
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if self.history is not None and self.is_fsdp_enabled:  # only now is the model on its devices
+            self._begin()
+            self._sync()
+        return prepared
 
     def _plan(self, max_steps: int):
         args, is_epoch = self.args, self.args.trim_strategy == "epoch"
@@ -252,14 +242,21 @@ class TrimTrainer(SFTTrainer):
             logger.warning("The last drop comes at the very end, with no step left to heal it. Train for longer.")
         return schedule
 
-    def _begin_sparse_update(self) -> None:
-        """Freeze all but the layers most likely to be kept: found by a first scan, or those of a resumed run."""
-        if not self.history.rounds:
+    def _begin(self) -> None:
+        """Measure the untrimmed model, and choose the layers most likely to be kept, which train in a sparse update."""
+        if self.history.measured("untrimmed") is None:
+            self._measure("untrimmed")
+        if not self.history.rounds and self.args.sparse_update_ratio is not None and not is_peft_model(self.model):
             scored = self._calibrate()
             trained = choose_trained_layers(scored.scores, self.args.sparse_update_ratio, self.history.num_layers)
             self._record(scored, (), trained)
-        kept = self.history.kept
-        freeze_all_but(self.model, [kept.index(layer) for layer in self.history.trained_layers])
+            self._freeze()
+
+    def _freeze(self) -> None:
+        """Freeze all but the layers of the sparse update, once they are known."""
+        kept, trained = self.history.kept, self.history.trained_layers
+        if trained is not None:
+            freeze_all_but(self.causal_lm, [kept.index(layer) for layer in trained])
 
     def _maybe_log_save_evaluate(self, *args, **kwargs):
         # Runs after each optimizer step and at the end of each epoch, before logging, evaluating and saving: what is
@@ -275,41 +272,6 @@ class TrimTrainer(SFTTrainer):
                 self._roll_back(metric)
         return super()._finalize_training(*args, **kwargs)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        if self.history is not None:
-            history = TrimHistory.load(resume_from_checkpoint)
-            if history.num_layers != self.history.num_layers:
-                raise ValueError(
-                    f"`resume_from_checkpoint` {resume_from_checkpoint!r} began with {history.num_layers} layers, the "
-                    f"model has {self.history.num_layers}. Pass the untrimmed model that the run began with."
-                )
-            self._floor.resume(resume_from_checkpoint, history, self._bring_to)
-            self._bring_to(history)
-            self.history = replace(history, target_layers=self.history.target_layers)
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _bring_to(self, history: TrimHistory) -> PreTrainedModel:
-        """Give the model the layers of a history, of which it has all or more, and return it."""
-        drop_layers(self.model, [i for i, layer in enumerate(self.history.kept) if layer not in history.kept])
-        self.history = history
-        return self.model
-
-    def _load_best_model(self) -> None:
-        if self.history is not None:
-            best = TrimHistory.load(self.state.best_model_checkpoint)
-            if best.depth > self.history.depth:
-                logger.warning(
-                    "The best checkpoint has %d layers, the last one %d. To choose among those at the target only, set "
-                    "`eval_delay` to when it is reached.",
-                    best.depth,
-                    self.history.depth,
-                )
-            self._untrimmed.restore()
-            self.history = replace(best, rounds=())
-            self._bring_to(best)
-            self.model.to(self.args.device)
-        super()._load_best_model()
-
     # Measuring, logging and saving.
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
@@ -321,41 +283,6 @@ class TrimTrainer(SFTTrainer):
             metrics[f"{metric_key_prefix}_accuracy"] = accuracy
             Trainer.log(self, {f"{metric_key_prefix}_accuracy": accuracy})
         return metrics
-
-    def create_model_card(self, model_name: str | None = None, dataset_name=None, tags=None) -> None:
-        """Write the model card of the run so far into `output_dir`; without a target, TRL's."""
-        if self.history is None:
-            super().create_model_card(model_name, dataset_name, tags)
-        elif self.is_world_process_zero():
-            write_card(self.args.output_dir, self.history, collect_facts(self, model_name, dataset_name, tags))
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        is_checkpoint = folder.name.startswith(PREFIX_CHECKPOINT_DIR)
-        is_adapted = self.history is not None and not is_checkpoint and is_peft_model(self.model)
-        if not is_adapted:
-            super()._save(output_dir, state_dict)
-        if self.history is None or not self.args.should_save:
-            return
-        if is_checkpoint:
-            self._floor.save(folder)
-        elif is_adapted:
-            save_adapted(self.model, folder, self.args.merge_adapter)
-            self.processing_class.save_pretrained(folder)
-        if not is_checkpoint:
-            write_card(folder, self.history, collect_facts(self))
-        if not is_peft_model(self.model):
-            verify_checkpoint(folder, self.model)
-        self.history.save(folder)
-
-    def _save_checkpoint(self, model, trial) -> None:
-        if self.history is not None:
-            # What is left of an older checkpoint of this number would make a half-written one look whole.
-            if self.args.should_save:
-                folder = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-                shutil.rmtree(Path(self.args.output_dir) / folder, ignore_errors=True)
-            self.accelerator.wait_for_everyone()
-        super()._save_checkpoint(model, trial)
 
     def _save_depth(self) -> None:
         """Keep the model as it is now, healed at its depth, if `save_depths` asks for it."""

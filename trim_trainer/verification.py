@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from .architectures import text_config
@@ -26,14 +27,7 @@ def verify_checkpoint(directory: str | Path, model: PreTrainedModel) -> None:
     Raises:
         VerificationError: names what differs first.
     """
-    loaded, info = type(model).from_pretrained(directory, dtype=model.dtype, output_loading_info=True)
-    problems = {name: sorted(map(str, keys)) for name, keys in info.items() if keys and name != "error_msgs"}
-    if problems or info.get("error_msgs"):
-        raise _failed(directory, f"it loads with {problems or info['error_msgs']}")
-    expected = model.state_dict()
-    for name, tensor in loaded.state_dict().items():
-        if name not in expected or not torch.equal(tensor.cpu(), expected[name].cpu()):
-            raise _failed(directory, f"tensor {name!r} is not the one in memory")
+    loaded = verify_tensors(directory, model, model.state_dict())
     loaded.to(model.device).eval()
     loaded.set_attn_implementation(model.config._attn_implementation)
     was_training = model.training
@@ -43,6 +37,34 @@ def verify_checkpoint(directory: str | Path, model: PreTrainedModel) -> None:
             _compare_outputs(directory, model, loaded)
     finally:
         model.train(was_training)
+
+
+def verify_tensors(
+    directory: str | Path, model: PreTrainedModel, expected: dict[str, torch.Tensor]
+) -> PreTrainedModel:
+    """Load the checkpoint and compare every tensor bit for bit; enough where the model in memory is sharded.
+
+    Args:
+        directory: The checkpoint.
+        model: The model in memory, whose class and dtype it is loaded with.
+        expected: The whole tensors that were saved.
+
+    Returns:
+        What was loaded.
+
+    Raises:
+        VerificationError: names what differs first.
+    """
+    # A sharded model has a class of its own, in front of that of Transformers.
+    of_type = next(cls for cls in type(model).__mro__ if not issubclass(cls, FSDPModule))
+    loaded, info = of_type.from_pretrained(directory, dtype=model.dtype, output_loading_info=True)
+    problems = {name: sorted(map(str, keys)) for name, keys in info.items() if keys and name != "error_msgs"}
+    if problems or info.get("error_msgs"):
+        raise _failed(directory, f"it loads with {problems or info['error_msgs']}")
+    for name, tensor in loaded.state_dict().items():
+        if name not in expected or not torch.equal(tensor.cpu(), expected[name].cpu()):
+            raise _failed(directory, f"tensor {name!r} is not the one in memory")
+    return loaded
 
 
 def _compare_outputs(directory, model: PreTrainedModel, loaded: PreTrainedModel) -> None:
