@@ -16,8 +16,8 @@ if __name__ == "__main__":
     num_processes = int(os.environ.get("WORLD_SIZE", 1))
     resume = settings.pop("resume", None)
     args = TrimConfig(
-        output_dir=output_dir, use_cpu=True, bf16=False, per_device_train_batch_size=8 // num_processes,
-        learning_rate=5e-3, report_to="none", disable_tqdm=True, seed=3, logging_steps=1, **({"max_steps": 12} | settings),
+        output_dir=output_dir, use_cpu=True, per_device_train_batch_size=8 // num_processes,
+        learning_rate=5e-3, report_to="none", disable_tqdm=True, seed=3, logging_steps=1, **({"max_steps": 12, "bf16": False} | settings),
     )  # fmt: skip
     sets = (Dataset.from_list(make_examples(number, first)) for number, first in ((96, 0), (24, 100), (13, 200)))
     train, evaluation, calibration = sets

@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 from trim_trainer import TrimHistory
 
+CONFIGS = Path(__file__).parents[1] / "recipes" / "accelerate"
 SCRIPT = Path(__file__).with_name("run_distributed.py")
 
 
@@ -66,6 +68,27 @@ def test_two_processes_roll_back_and_resume(tmp_path):
     history = TrimHistory.load(tmp_path / "run" / "final")
     assert [entry.dropped for entry in history.rounds] == [entry.dropped for entry in whole.rounds]
     assert history.stopped == whole.stopped
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_zero_trains_as_one_process_does(stage, tmp_path, monkeypatch):
+    """Skipped without DeepSpeed, which is not among the packages of the tests."""
+    pytest.importorskip("deepspeed")
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    auto = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+    zero = {"zero_optimization": {"stage": stage}, **dict.fromkeys(auto, "auto")}
+    settings = {"target_layers": 4, "sparse_update_ratio": None, "calibration_metric": "loss", "save_steps": 6}
+    one = launch(tmp_path / "one", 1, **settings)
+    two = launch(tmp_path / "two", 2, deepspeed=zero, **settings)
+    assert_close(two, one, atol=1e-4, rtol=1e-3)
+    assert_same_run(tmp_path / "one" / "final", tmp_path / "two" / "final")
+    checkpoint = str(tmp_path / "two" / "checkpoint-6")
+    assert_close(launch(tmp_path / "two", 2, deepspeed=zero, resume=checkpoint, **settings), one, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.iterdir()), ids=lambda path: path.name)
+def test_configs_of_accelerate_are_whole(path):
+    assert load_config_from_file(str(path)).num_processes == 8
 
 
 def test_sharded_layers_are_scored_dropped_and_trained_on(tmp_path):

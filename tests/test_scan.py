@@ -73,7 +73,7 @@ LAYOUTS_OF = {
     "bloom": Layout(False, False),
     "zaya": Layout(False, False),  # hands a router state from layer to layer
     "gemma3n_text": Layout(True, False),
-    "llama4_text": PLAIN,
+    "llama4_text": Layout(False, True, crops_head=False),  # its decoder alone takes other masks
     "prophetnet": ONE_BY_ONE,  # padding changes what it makes of a token
 }
 

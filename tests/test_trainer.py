@@ -273,7 +273,6 @@ def classifier():
         ({"target_layers": 2, "protected_layers": [0, 1, 2]}, "`protected_layers` names 3 layers"),
         ({"target_layers": 2, "protected_layers": [7]}, "from 0 to 5"),
         ({"target_layers": 4, "model": classifier()}, "no language-modelling head"),
-        ({"target_layers": 4, "load_best_model_at_end": True, "eval_strategy": "no"}, "load_best_model_at_end|eval"),
     ],
     ids=lambda value: str(value)[:40],
 )

@@ -96,6 +96,7 @@ class CheckpointingTrainer(SFTTrainer):
         folder = Path(output_dir or self.args.output_dir)
         is_checkpoint = folder.name.startswith(PREFIX_CHECKPOINT_DIR)
         is_adapted = self.history is not None and not is_checkpoint and is_peft_model(self.model)
+        whole = None if state_dict is None else dict(state_dict)  # saving empties it
         if not is_adapted:
             super()._save(output_dir, state_dict)
         if self.history is None or not self.args.should_save:
@@ -107,8 +108,8 @@ class CheckpointingTrainer(SFTTrainer):
             self.processing_class.save_pretrained(folder)
         if not is_checkpoint:
             write_card(folder, self.history, collect_facts(self))
-        if state_dict is not None:
-            verify_tensors(folder, self.causal_lm, state_dict)
+        if whole is not None:
+            verify_tensors(folder, self.causal_lm, whole)
         elif not is_peft_model(self.model):
             verify_checkpoint(folder, self.model)
         self.history.save(folder)

@@ -74,12 +74,33 @@ def _load_config(model: str, args: TrimConfig) -> PretrainedConfig:
 
 
 def _check_settings(args: TrimConfig) -> None:
-    refused = {
-        "deepspeed": (args.deepspeed, "set; trimming runs without DeepSpeed so far"),
-        "fsdp": (args.fsdp, "set; trimming runs without FSDP so far"),
+    """Raise a ValueError for what several processes cannot do while layers drop."""
+    plugin, fsdp = args.deepspeed_plugin, getattr(args, "fsdp_plugin", None)
+    kind = "DeepSpeed" if plugin is not None else "FSDP" if fsdp is not None or args.fsdp else None
+    rules = {
+        "zero_stage": (
+            plugin is not None and plugin.zero_stage == 3,
+            "3, which spreads each layer over all processes in a way that layers cannot be taken out of. Use FSDP2 "
+            "(recipes/accelerate/fsdp2.yaml), or ZeRO 2",
+        ),
+        "sparse_update_ratio": (
+            plugin is not None and args.sparse_update_ratio is not None,
+            f"{args.sparse_update_ratio}, with DeepSpeed: ZeRO counts the steps of all parameters as one, so none can begin "
+            "to train later. Set it to None: ZeRO spreads the optimizer state that it would save",
+        ),
+        "max_metric_drop": (
+            kind is not None and args.max_metric_drop is not None,
+            f"{args.max_metric_drop}, with {kind}: a depth to come back to cannot be kept there. Leave it out, and keep "
+            "depths with `save_depths`",
+        ),
+        "load_best_model_at_end": (
+            kind is not None and args.load_best_model_at_end,
+            f"True, with {kind}: dropped layers cannot be brought back there. Leave it out, and keep depths with "
+            "`save_depths`",
+        ),
     }
-    for name, (is_set, why) in refused.items():
-        if is_set:
+    for name, (is_refused, why) in rules.items():
+        if is_refused:
             raise ValueError(f"A target is set and `{name}` is {why}.")
 
 

@@ -29,6 +29,7 @@ from .scan import Layout, choose_layout, score_choices
 from .schedule import plan_schedule
 from .surgery import is_quantized
 from .wrapping import rewrap
+from .zero import rebuild_engine
 
 logger = logging.getLogger(__name__)
 
@@ -183,8 +184,12 @@ class TrimTrainer(CheckpointingTrainer):
 
     def _sync(self) -> None:
         """Tell the optimizer and the wrapper of several processes what the model has and what trains."""
-        sync_optimizer(self.optimizer, self.model, self._decayed)
-        rewrap(self.model_wrapped, self.accelerator)
+        if not self.is_deepspeed_enabled:
+            sync_optimizer(self.optimizer, self.model, self._decayed)
+            rewrap(self.model_wrapped, self.accelerator)
+            return
+        rebuild_engine(self.model_wrapped)
+        self.optimizer.optimizer = self.model_wrapped.optimizer
 
     # Where the algorithm meets the Trainer's loop.
 
