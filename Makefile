@@ -23,7 +23,7 @@ demo: install  ## trim SmolLM2 from 30 to 20 layers on a CPU, then load the resu
 	$(BIN)/python recipes/reload.py $(OUT)
 
 test: install  ## the tests, under 10 minutes on 2 cores
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: install  ## the slow tests too
 	$(BIN)/python -m pytest -m ""

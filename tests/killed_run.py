@@ -15,7 +15,7 @@ from trim_trainer.checkpoints import CheckpointError
 
 BASE = {
     "use_cpu": True, "bf16": False, "max_steps": 24, "per_device_train_batch_size": 4, "learning_rate": 1e-2,
-    "report_to": "none", "save_strategy": "steps", "save_steps": 2, "disable_tqdm": True, "seed": 3,
+    "report_to": "none", "save_strategy": "steps", "save_steps": 4, "disable_tqdm": True, "seed": 3,
     "target_layers": 4, "trim_steps": 2, "trim_delay": 4, "calibration_metric": "loss", "dataloader_num_workers": 0,
 }  # fmt: skip
 

@@ -47,7 +47,10 @@ def assert_same_run(one, other):
     "settings",
     [
         {"target_layers": 4, "calibration_metric": "loss"},
-        {"target_layers": 4, "sparse_update_ratio": None, "gradient_accumulation_steps": 2, "max_steps": 6},
+        pytest.param(
+            {"target_layers": 4, "sparse_update_ratio": None, "gradient_accumulation_steps": 2, "max_steps": 6},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["sparse update", "all parameters"],
 )

@@ -30,7 +30,7 @@ def check_model(model: str | PreTrainedModel, args: TrimConfig, peft_config=None
         ValueError: names the setting, its value, the rule and the way out.
     """
     _check_settings(args)
-    if is_peft_model(model):
+    if not isinstance(model, str) and is_peft_model(model):
         peft_config, model = model.peft_config[model.active_adapter], model.get_base_model()
     if getattr(peft_config, "is_prompt_learning", False):
         raise ValueError(
