@@ -13,6 +13,7 @@ _PUBLIC = {
     "TrimTrainer": "trainer",
     "drop_layers": "surgery",
     "droppable_layers": "architectures",
+    "publish": "publish",
     "score_layers": "importance",
     "verify_checkpoint": "verification",
 }
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from .history import TrimHistory as TrimHistory
     from .importance import CRITERIA as CRITERIA
     from .importance import score_layers as score_layers
+    from .publish import publish as publish
     from .surgery import drop_layers as drop_layers
     from .trainer import TrimTrainer as TrimTrainer
     from .verification import verify_checkpoint as verify_checkpoint

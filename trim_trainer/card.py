@@ -1,15 +1,16 @@
 """History and measurements -> model card, recipe and plots. What was not measured is not printed."""
 
 import enum
+import math
 from collections.abc import Iterable
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import yaml
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCardData, RepoCard
 from trl.trainer.utils import get_config_model_id
 
 from . import __version__
@@ -19,6 +20,8 @@ from .plots import IMPORTANCE_PLOT, METRIC_PLOT, plot_importance, plot_metric
 from .runtimes import runtime_caveats
 
 RECIPE_NAME = "recipe.yaml"
+# Between these marks a card is generated; outside of them it belongs to people.
+BEGIN, END = "<!-- trim-trainer: generated from here -->", "<!-- trim-trainer: generated to here -->"
 VERSIONED = ("trl", "transformers", "torch", "datasets", "accelerate")
 # Settings that say where a run lives, not what it does.
 LOCAL_SETTINGS = {
@@ -40,6 +43,27 @@ class CardFacts:
     license: str | None = None
     dataset_name: str | None = None
     caveats: tuple[str, ...] = ()  # runtimes that would compute something else
+
+    @classmethod
+    def of(cls, history: TrimHistory) -> "CardFacts":
+        """The facts that were saved with a history."""
+        return cls(
+            **{name: tuple(value) if isinstance(value, list) else value for name, value in history.card.items()}
+        )
+
+    def to_plain(self) -> dict[str, Any]:
+        """The facts as JSON knows them."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Member:
+    """A depth of the family that one repository holds."""
+
+    revision: str
+    measured: Measurement | None
+    depth: int
+    num_weight_bytes: int
 
 
 def collect_facts(trainer, model_name: str | None = None, dataset_name: str | None = None, tags=None) -> CardFacts:
@@ -88,17 +112,35 @@ def write_card(directory: str | Path, history: TrimHistory, facts: CardFacts) ->
     (folder / "README.md").write_text(render_card(history, facts), encoding="utf-8")
 
 
-def render_card(history: TrimHistory, facts: CardFacts) -> str:
-    """Return the model card as Markdown with its YAML head."""
+def render_card(
+    history: TrimHistory,
+    facts: CardFacts,
+    repo_id: str | None = None,
+    revision: str = "main",
+    family: tuple[Member, ...] = (),
+) -> str:
+    """Return the model card as Markdown with its YAML head.
+
+    Args:
+        history: What was dropped and measured.
+        facts: What else is known.
+        repo_id: Where it is published; None: the card speaks of the folder that it lies in.
+        revision: Branch of it.
+        family: All depths that the repository holds.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("trim_trainer"), undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters["percent"] = lambda value: f"{100 * value:.1f} %"
+    environment.filters["accuracy"] = _accuracy_with_interval
     return environment.get_template("model_card.md").render(
         metadata=card_metadata(history, facts).to_yaml(),
         history=history,
         facts=facts,
+        repo_id=repo_id,
+        revision=revision,
+        family=family,
         before=history.measured("untrimmed"),
         after=_measured_now(history),
         recipe=yaml.safe_dump(facts.recipe, sort_keys=False),
@@ -106,6 +148,40 @@ def render_card(history: TrimHistory, facts: CardFacts) -> str:
         metric_plot=METRIC_PLOT if history.drops else None,
         paper=CRITERIA[history.importance].paper if history.importance in CRITERIA else None,
     )
+
+
+def _accuracy_with_interval(measured: Measurement) -> str:
+    shown = f"{100 * measured.accuracy:.1f} %"
+    if measured.num_examples is None:
+        return shown
+    low, high = wilson_interval(measured.accuracy, measured.num_examples)
+    return f"{shown} ({100 * low:.1f}–{100 * high:.1f} %)"
+
+
+def wilson_interval(share: float, number: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % confidence interval of a share of `number` examples (Wilson, 1927)."""
+    middle = (share + z**2 / (2 * number)) / (1 + z**2 / number)
+    half = z / (1 + z**2 / number) * math.sqrt(share * (1 - share) / number + z**2 / (4 * number**2))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def merge_cards(existing: str | None, generated: str) -> str:
+    """Put a new card into one that people may have edited: only what stands between our marks is replaced.
+
+    Metadata keys that the new card does not have stay, tags are united. A card without our marks is kept whole, below.
+    """
+    if existing is None:
+        return generated
+    old, new = RepoCard(existing, ignore_metadata_errors=True), RepoCard(generated)
+    metadata = old.data.to_dict() | new.data.to_dict()
+    metadata["tags"] = list(dict.fromkeys([*(old.data.get("tags") or []), *(new.data.get("tags") or [])]))
+    ours = new.text[new.text.index(BEGIN) : new.text.index(END) + len(END)]
+    if BEGIN in old.text and END in old.text:
+        before, after = old.text[: old.text.index(BEGIN)], old.text[old.text.index(END) + len(END) :]
+    else:
+        before, after = "\n", f"\n\n{old.text.strip()}\n"
+    head = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
+    return f"---\n{head}---\n{before}{ours}{after}"
 
 
 def card_metadata(history: TrimHistory, facts: CardFacts) -> ModelCardData:
@@ -122,6 +198,7 @@ def card_metadata(history: TrimHistory, facts: CardFacts) -> ModelCardData:
         tags=list(facts.tags),
         model_name=facts.model_name,
         eval_results=results or None,
+        **({"base_model_relation": "finetune"} if facts.base_model else {}),
     )
 
 

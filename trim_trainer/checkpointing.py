@@ -3,20 +3,27 @@
 import logging
 import shutil
 from collections.abc import Iterable
+from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import is_peft_model
+from huggingface_hub import HfApi
 from transformers import PreTrainedModel
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
+from transformers.utils import PushInProgress
 from trl import SFTTrainer
 
 from .architectures import find_layers
 from .card import collect_facts, write_card
 from .history import TrimHistory
+from .publish import failed_pushes, publish
 from .rollback import QualityFloor
 from .saving import save_adapted
+from .staging import PUBLISHED
 from .surgery import LayerBackup, drop_layers
 from .verification import verify_checkpoint, verify_tensors
 
@@ -30,6 +37,10 @@ class CheckpointingTrainer(SFTTrainer):
     recipe: dict[str, Any] | None = None  # what `recipe.yaml` says; None: the settings that are not default
     _floor: QualityFloor
     _untrimmed: LayerBackup | None = None  # None: no need to go back
+
+    def __init__(self, *args, **kwargs):
+        self._pushes: list[Future] = []  # in the background
+        super().__init__(*args, **kwargs)
 
     @property
     def causal_lm(self) -> PreTrainedModel:
@@ -106,8 +117,10 @@ class CheckpointingTrainer(SFTTrainer):
         elif is_adapted:
             save_adapted(self.model, folder, self.args.merge_adapter)
             self.processing_class.save_pretrained(folder)
+        facts = collect_facts(self)
+        self.history = replace(self.history, card=facts.to_plain())
         if not is_checkpoint:
-            write_card(folder, self.history, collect_facts(self))
+            write_card(folder, self.history, facts)
         if whole is not None:
             verify_tensors(folder, self.causal_lm, whole)
         elif not is_peft_model(self.model):
@@ -122,3 +135,75 @@ class CheckpointingTrainer(SFTTrainer):
                 shutil.rmtree(Path(self.args.output_dir) / folder, ignore_errors=True)
             self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs,
+    ):
+        """Save the model and publish it with its depths, see [`publish`]; without a target, as SFTTrainer does.
+
+        Returns:
+            What is on the Hub now, per depth; None in all but the main process.
+
+        Raises:
+            StagingError, PublishError: see [`publish`]. The checkpoint is saved in any case.
+        """
+        if self.history is None:
+            return super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
+        if not blocking or revision or self.args.hub_revision:
+            raise ValueError(
+                "With a target, `push_to_hub` publishes the branches `main` and `depth-N` and waits for them: leave "
+                "`blocking`, `revision` and `hub_revision` out."
+            )
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self._finish_current_push()
+        private = self.args.hub_private_repo if private is None else private
+        return publish(
+            self.args.output_dir,
+            self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).name,
+            private=private,
+            token=token or self.args.hub_token,
+            commit_message=commit_message,
+        )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Push a checkpoint while training goes on: what can be loaded, and not what lies beside it."""
+        if self.history is None:
+            super()._push_from_checkpoint(checkpoint_folder)
+            return
+        strategy, args = self.args.hub_strategy, self.args
+        if not self.is_world_process_zero() or strategy == HubStrategy.END:
+            return
+        if not args.hub_always_push and self.push_in_progress is not None and not self.push_in_progress.is_done():
+            return
+        upload = partial(
+            HfApi(token=args.hub_token).upload_folder,
+            repo_id=self.hub_model_id,
+            folder_path=checkpoint_folder,
+            commit_message=f"Training in progress, step {self.state.global_step}",
+            run_as_future=True,
+        )
+        jobs = [upload(allow_patterns=PUBLISHED)]
+        if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            # Asked for so that another machine can resume, which needs the optimizer.
+            name = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else Path(checkpoint_folder).name
+            jobs.append(upload(path_in_repo=name, ignore_patterns=[TRAINING_ARGS_NAME]))
+        self._pushes.extend(jobs)
+        self.push_in_progress = PushInProgress(jobs)
+
+    def _finish_current_push(self) -> None:
+        super()._finish_current_push()
+        for reason in failed_pushes(self._pushes):
+            logger.warning(
+                "A push during training failed: %s. The checkpoints in %r are safe; `push_to_hub` publishes the result.",
+                reason,
+                self.args.output_dir,
+            )
+        self._pushes.clear()

@@ -17,8 +17,9 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("train", add_help=False, help="train from a recipe: --config recipe.yaml [--field value ...]")
     commands.add_parser("drop", add_help=False, help="drop layers of a checkpoint: MODEL --layers 3,17 --output DIR")
     commands.add_parser("scan", add_help=False, help="importance of each layer, without training: MODEL --data DATA")
+    commands.add_parser("publish", add_help=False, help="put a trimmed model on the Hub: DIR --repo-id me/model")
     command, rest = parser.parse_known_args(arguments[:1])[0].command, arguments[1:]
-    return {"train": train, "drop": drop, "scan": scan}[command](rest)
+    return {"train": train, "drop": drop, "scan": scan, "publish": publish}[command](rest)
 
 
 def train(arguments: list[str]) -> int:
@@ -42,15 +43,31 @@ def train(arguments: list[str]) -> int:
     except (ValueError, FileExistsError, FileNotFoundError, ModuleNotFoundError) as error:
         print(f"trim-trainer: {error}", file=sys.stderr)
         return 2
-    trainer.save_model()  # with a target, the card too
+    status = save(trainer)
+    trainer.accelerator.end_training()
+    return status
+
+
+def save(trainer) -> int:
+    """Save the result, publish it if the recipe says so, and return the exit status."""
+    from .publish import PublishError
+    from .staging import StagingError
+
+    failure = None
+    try:
+        trainer.save_model()  # with `push_to_hub` this publishes too
+    except (StagingError, PublishError) as error:  # everything is saved; the message says how to go on
+        failure = error
     if trainer.history is not None:
-        print_summary(trainer)
+        if trainer.is_world_process_zero():
+            print_summary(trainer)
     else:
         trainer.create_model_card()
-    if recipe.training_args.push_to_hub:
-        trainer.push_to_hub()
-    trainer.accelerator.end_training()
-    return 0
+        if trainer.args.push_to_hub:
+            trainer.push_to_hub()
+    if failure is not None:
+        print(f"trim-trainer: {failure}", file=sys.stderr)
+    return 0 if failure is None else 2
 
 
 def drop(arguments: list[str]) -> int:
@@ -128,6 +145,34 @@ def scan(arguments: list[str]) -> int:
         print(json.dumps(asdict(report)))
     else:
         print_layers(report)
+    return 0
+
+
+def publish(arguments: list[str]) -> int:
+    """Put a trimmed model and its depths on the Hub, and print what is there."""
+    parser = argparse.ArgumentParser(
+        prog="trim-trainer publish", description="Check, upload, read back: a trimmed model becomes a Hub repository."
+    )
+    parser.add_argument("directory", help="what a trimming run saved")
+    parser.add_argument("--repo-id", required=True, help="namespace/name on the Hub; made if it is not there")
+    parser.add_argument("--private", action=argparse.BooleanOptionalAction, help="default: that of the account")
+    parser.add_argument("--commit-message", help="of each commit")
+    options = parser.parse_args(arguments)
+    from .publish import PublishError
+    from .publish import publish as to_hub
+    from .staging import StagingError
+
+    quiet_libraries()
+    try:
+        done = to_hub(
+            options.directory, options.repo_id, private=options.private, commit_message=options.commit_message
+        )
+    except (StagingError, PublishError) as error:
+        print(f"trim-trainer: {error}", file=sys.stderr)
+        return 2
+    for each in done:
+        what = f"commit {each.commit[:8]}" if each.is_new else f"unchanged at {each.commit[:8]}"
+        print(f"{each.revision}: {each.depth} layers, {what}, tag {each.tag}, {each.url}")
     return 0
 
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 HISTORY_NAME = "trim_history.json"
 FORMAT_VERSION = 1
@@ -68,6 +69,9 @@ class TrimHistory:
     rounds: tuple[Round, ...] = ()
     measurements: tuple[Measurement, ...] = ()
     stopped: str | None = None  # why dropping ended above the target; None: it did not
+    card: dict[str, Any] | None = (
+        None  # what the model card says beside this, as plain data; None: nothing was saved yet
+    )
     format_version: int = field(default=FORMAT_VERSION)
 
     @property

@@ -1,0 +1,121 @@
+"""What goes to the Hub: the files of each depth, checked before anything is sent."""
+
+import io
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub.utils import filter_repo_objects
+from huggingface_hub.utils.sha import sha_fileobj
+from safetensors import SafetensorError, safe_open
+
+from .card import RECIPE_NAME
+from .history import HISTORY_NAME, TrimHistory
+from .saving import ADAPTER_DIR
+
+CARD = "README.md"
+DEPTH_DIR = "depth-"
+# Nothing else leaves the machine: no training arguments, optimizer, random states, logs or checkpoints.
+PUBLISHED = [
+    "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*", "vocab*",
+    "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json", "chat_template*", "*processor_config.json",
+    "adapter_*", "trim_*.png", HISTORY_NAME, RECIPE_NAME, f"{ADAPTER_DIR}/adapter_*",
+]  # fmt: skip
+_TEXTS = (".json", ".yaml", ".md", ".jinja", ".txt")
+_ABSOLUTE = re.compile(r"""(?<![\w./:~-])(?:/(?:[\w.@+-]+/)+[\w.@+-]+|[A-Za-z]:\\{1,2}[\w.@+-]+)""")
+_SECRETS = re.compile(r"\bhf_[A-Za-z0-9]{20,}|\b(?:sk|ghp|wandb)[-_][A-Za-z0-9_-]{20,}|AKIA[0-9A-Z]{16}")
+
+
+class StagingError(ValueError):
+    """The folder cannot be published as it is; the message says which file and why. Nothing was sent."""
+
+
+@dataclass(frozen=True)
+class Staged:
+    """One depth, ready to be sent; `files` is by path in the repository, content as bytes where it is not a file's."""
+
+    revision: str
+    folder: Path
+    history: TrimHistory
+    files: dict[str, Path | bytes]
+
+    @property
+    def num_weight_bytes(self) -> int:
+        """Bytes of the weights."""
+        return sum(path.stat().st_size for name, path in self.files.items() if name.endswith(".safetensors"))
+
+
+def stage(directory: str | Path, repo_id: str) -> list[Staged]:
+    """Collect and check the depths of a run: those of `save_depths` as `depth-N`, the folder itself as `main`, last.
+
+    Raises:
+        StagingError: a checkpoint is missing or cut short, or a file holds a local path or a secret.
+    """
+    folder = Path(directory)
+    depths = sorted(
+        folder.glob(f"{DEPTH_DIR}*"), key=lambda path: int(path.name.removeprefix(DEPTH_DIR)), reverse=True
+    )
+    return [*(_stage_one(path, path.name, repo_id) for path in depths), _stage_one(folder, "main", repo_id)]
+
+
+def _stage_one(folder: Path, revision: str, repo_id: str) -> Staged:
+    paths = [path for path in (*folder.glob("*"), *folder.glob(f"{ADAPTER_DIR}/*")) if path.is_file()]
+    names = {path.relative_to(folder).as_posix(): path for path in paths}
+    files: dict[str, Path | bytes] = {
+        name: names[name] for name in filter_repo_objects(sorted(names), allow_patterns=PUBLISHED)
+    }
+    for name in (HISTORY_NAME, "config.json"):
+        if name not in files:
+            raise StagingError(
+                f"{str(folder)!r} holds no {name}: it is not a checkpoint that `save_model` of a trimming run wrote."
+            )
+    _check_weights(folder, files)
+    adapter = f"{ADAPTER_DIR}/adapter_config.json"
+    if adapter in files:  # it names the folder of its base model, which is the repository now
+        config = json.loads(files[adapter].read_text(encoding="utf-8"))
+        files[adapter] = json.dumps(config | {"base_model_name_or_path": repo_id}, indent=2).encode()
+    for name, content in files.items():
+        if name.endswith(_TEXTS) and not name.startswith(("tokenizer", "vocab", "merges")):
+            check_text(f"{folder / name}", as_bytes(content).decode("utf-8"))
+    history = TrimHistory.load(folder)
+    if history.card is None:
+        raise StagingError(f"{HISTORY_NAME} in {str(folder)!r} has no `card`: save the model again with this version.")
+    return Staged(revision, folder, history, files)
+
+
+def _check_weights(folder: Path, files: dict) -> None:
+    """Every shard that the index names is there and opens, and the layers are as many as the config says."""
+    shards = {name for name in files if name.endswith(".safetensors") and "/" not in name}
+    index = folder / "model.safetensors.index.json"
+    wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.is_file() else shards
+    if not shards or not wanted <= shards:
+        raise StagingError(f"{str(folder)!r} lacks weights: {', '.join(sorted(wanted - shards)) or '*.safetensors'}.")
+    for shard in wanted:
+        try:
+            with safe_open(folder / shard, framework="np") as tensors:
+                tensors.keys()
+        except SafetensorError as error:
+            raise StagingError(f"{str(folder / shard)!r} is cut short or damaged: {error}. Save it again.") from error
+
+
+def check_text(name: str, text: str) -> None:
+    """Raise a StagingError if a text that would be published holds a secret or a path of this machine."""
+    for pattern, what in ((_SECRETS, "a secret"), (_ABSOLUTE, "a path of this machine")):
+        found = pattern.search(text)
+        if found:
+            shown = found.group() if pattern is _ABSOLUTE else found.group()[:6] + "…"
+            raise StagingError(
+                f"{name!r} holds {what}, {shown!r}. Edit the file, then publish again. Nothing was sent."
+            )
+
+
+def as_bytes(content: Path | bytes) -> bytes:
+    """The content of a staged file."""
+    return content if isinstance(content, bytes) else content.read_bytes()
+
+
+def sha256(content: Path | bytes) -> str:
+    """SHA-256, by which the Hub knows large files."""
+    with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
+        return sha_fileobj(file).hex()
