@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import logging
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -16,13 +15,11 @@ import huggingface_hub
 import torch
 from conftest import make_examples, make_model, make_tokenizer
 from datasets import Dataset
+from forked import CONTEXT
 from huggingface_hub.utils import _http
 
 from trim_trainer import TrimConfig, TrimTrainer, cli
 from trim_trainer.publish import PublishError
-
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["publishing"])
 
 
 @dataclass(frozen=True)

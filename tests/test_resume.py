@@ -1,7 +1,6 @@
 """Runs that are really killed, resumed, and compared with a run that was never killed."""
 
 import dataclasses
-import multiprocessing
 import os
 import random
 import shutil
@@ -10,15 +9,13 @@ import time
 
 import pytest
 import torch
+from forked import CONTEXT
 from killed_run import BASE, run
 from safetensors.torch import load_file
 
 from trim_trainer import TrimHistory
 from trim_trainer.checkpoints import CheckpointError, find_checkpoint, missing_parts
 
-# Everything is imported once, in the server that all runs are forked from.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["killed_run"])
 SETTINGS = {
     "sparse update": {},
     "all parameters": {"sparse_update_ratio": None, "gradient_accumulation_steps": 2},
