@@ -17,6 +17,7 @@ from conftest import make_examples, make_model, make_tokenizer
 from datasets import Dataset
 from forked import CONTEXT
 from huggingface_hub.utils import _http
+from transformers import AutoModelForCausalLM
 
 from trim_trainer import TrimConfig, TrimTrainer, cli
 from trim_trainer.publish import PublishError
@@ -107,6 +108,7 @@ def make_trainer(output_dir, **settings):
     )  # fmt: skip
 
 
+IDS = torch.arange(10, 40).view(2, 15)
 # Run with nothing but transformers: what a reader of the Hub gets.
 LOADER = """
 import json, sys, torch
@@ -135,3 +137,14 @@ def load_elsewhere(source, revisions, endpoint, home, has_xet=False):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def compare_elsewhere(server, repo_id, folder, depths, home):
+    """Load each revision in a fresh process; its depth must be as given, its logits those of the local checkpoint."""
+    found = load_elsewhere(repo_id, [*depths], server.endpoint, home, has_xet=True)
+    for revision, depth in depths.items():
+        local = AutoModelForCausalLM.from_pretrained(folder / ("." if revision == "main" else revision))
+        with torch.no_grad():
+            logits = local(input_ids=IDS).logits
+        assert found[revision][0] == depth
+        torch.testing.assert_close(torch.tensor(found[revision][1]), logits, atol=1e-3, rtol=1e-4)

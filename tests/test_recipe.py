@@ -32,11 +32,13 @@ def test_every_recipe_parses_and_says_what_it_sets(path):
         if name in written:
             values = [getattr(part, name) for part in vars(recipe).values() if hasattr(part, name)]
             assert values == [written[name]]
-    assert recipe.settings["target_layers"] == written["target_layers"]
+    (target,) = {"target_layers", "target_ratio"} & written.keys()
+    assert recipe.settings[target] == written[target]
 
 
 def test_options_override_the_recipe():
-    recipe = parse_recipe(["--config", str(RECIPES[0]), "--target_layers", "7", "--sparse_update_ratio", "none"])
+    path = ROOT / "recipes" / "quickstart.yaml"
+    recipe = parse_recipe(["--config", str(path), "--target_layers", "7", "--sparse_update_ratio", "none"])
     assert recipe.training_args.target_layers == 7
     assert recipe.training_args.sparse_update_ratio is None
 
@@ -156,3 +158,11 @@ def test_python_in_the_readme_compiles_and_names_what_exists():
             exec(line, {})  # noqa: S102
     for target in set(re.findall(r"^make ([a-z-]+)", text, re.MULTILINE)):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_a_cpu_without_instructions_for_bf16_computes_in_float32(monkeypatch):
+    arguments = ["--config", str(ROOT / "recipes" / "quickstart.yaml"), "--use_cpu"]
+    for is_fast in (True, False):
+        monkeypatch.setattr("trim_trainer.recipe.has_fast_bf16_on_cpu", lambda is_fast=is_fast: is_fast)
+        args = parse_recipe(arguments).training_args
+        assert args.bf16 == is_fast and args.mixed_precision == ("bf16" if is_fast else "no")

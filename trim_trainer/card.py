@@ -133,6 +133,7 @@ def render_card(
         lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters["percent"] = lambda value: f"{100 * value:.1f} %"
+    environment.filters["megabytes"] = lambda value: f"{value / 1e6:,.0f} MB"
     environment.filters["accuracy"] = _accuracy_with_interval
     return environment.get_template("model_card.md").render(
         metadata=card_metadata(history, facts).to_yaml(),

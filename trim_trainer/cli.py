@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from . import __version__
+from . import __version__, console
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -17,9 +17,12 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("train", add_help=False, help="train from a recipe: --config recipe.yaml [--field value ...]")
     commands.add_parser("drop", add_help=False, help="drop layers of a checkpoint: MODEL --layers 3,17 --output DIR")
     commands.add_parser("scan", add_help=False, help="importance of each layer, without training: MODEL --data DATA")
+    commands.add_parser("evaluate", add_help=False, help="checkpoints side by side: MODEL ... --task task.yaml")
+    commands.add_parser("compare", add_help=False, help="trimming next to its controls: --config recipe.yaml")
     commands.add_parser("publish", add_help=False, help="put a trimmed model on the Hub: DIR --repo-id me/model")
     command, rest = parser.parse_known_args(arguments[:1])[0].command, arguments[1:]
-    return {"train": train, "drop": drop, "scan": scan, "publish": publish}[command](rest)
+    run = {"train": train, "drop": drop, "scan": scan, "evaluate": evaluate, "compare": compare, "publish": publish}
+    return run[command](rest)
 
 
 def train(arguments: list[str]) -> int:
@@ -60,7 +63,7 @@ def save(trainer) -> int:
         failure = error
     if trainer.history is not None:
         if trainer.is_world_process_zero():
-            print_summary(trainer)
+            console.print_summary(trainer)
     else:
         trainer.create_model_card()
         if trainer.args.push_to_hub:
@@ -144,7 +147,102 @@ def scan(arguments: list[str]) -> int:
     if as_json:
         print(json.dumps(asdict(report)))
     else:
-        print_layers(report)
+        console.print_layers(report)
+    return 0
+
+
+def evaluate(arguments: list[str]) -> int:
+    """Measure checkpoints and print them side by side, or as JSON."""
+    parser = argparse.ArgumentParser(
+        prog="trim-trainer evaluate", description="Quality, speed, memory and load time of checkpoints, side by side."
+    )
+    parser.add_argument("models", nargs="+", help="Hub ids (name@revision for a branch or tag) or folders")
+    parser.add_argument("--task", nargs="+", default=[], help="recipes, or YAML files with the data of one alone")
+    parser.add_argument("--limit", type=int, help="examples, or windows of running text, per task")
+    parser.add_argument("--dtype", default="auto", help="auto (as stored), float32, bfloat16 or float16")
+    parser.add_argument("--batch-tokens", type=int, default=16384, help="tokens of one pass: bounds memory")
+    parser.add_argument("--lm-eval", action="store_true", help="the accuracy by lm-evaluation-harness too")
+    parser.add_argument("--output", help="JSON file for the numbers")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a model")
+    options = parser.parse_args(arguments)
+    from .checkpoint_report import evaluate_checkpoints
+    from .tasks import read_task
+
+    quiet_libraries()
+    try:
+        reports = evaluate_checkpoints(
+            options.models,
+            [read_task(path, options.limit) for path in options.task],
+            dtype=options.dtype,
+            batch_tokens=options.batch_tokens,
+            has_lm_eval=options.lm_eval,
+            trust_remote_code=options.trust_remote_code,
+        )
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        print(f"trim-trainer: {error}", file=sys.stderr)
+        return 2
+    numbers = json.dumps([report.to_plain() for report in reports], indent=1)
+    if options.output is not None:
+        Path(options.output).write_text(numbers + "\n", encoding="utf-8")
+    if options.json:
+        print(numbers)
+    else:
+        console.print_checkpoints(reports)
+    return 0
+
+
+def compare(arguments: list[str]) -> int:
+    """Train trimming and its controls, and print one table."""
+    from .methods import METHODS
+
+    parser = argparse.ArgumentParser(
+        prog="trim-trainer compare",
+        description="Trimming next to its controls, on the same data, steps and seeds. Every other option goes to "
+        "`trim-trainer train`. A run that is finished is not run again.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="default: all")
+    parser.add_argument("--depths", nargs="+", type=int, help="default: `target_layers` of the recipe")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
+    parser.add_argument(
+        "--learning_rates", nargs="+", type=float, help="tried for each method and depth on the first seed; default: "
+        "that of the recipe",
+    )  # fmt: skip
+    parser.add_argument("--tasks", nargs="+", default=[], help="what else to evaluate on: recipes or YAML files")
+    parser.add_argument("--limit", type=int, help="examples, or windows of running text, per task")
+    parser.add_argument("--output_dir", default="out/compare", type=Path, help="folder of all runs (out/compare)")
+    options, rest = parser.parse_known_args(arguments)
+    from .compare import Comparison, group
+    from .comparison_report import save_report
+    from .preflight import check_model
+    from .quickstart import resolve_source
+    from .recipe import parse_recipe
+    from .tasks import read_task
+
+    quiet_libraries()
+    try:
+        recipe = parse_recipe([*rest, "--output_dir", str(options.output_dir)], prog="trim-trainer compare")
+        num_layers, target = check_model(resolve_source(recipe.model_args.model_name_or_path), recipe.training_args)
+        comparison = Comparison(
+            arguments=tuple(rest),
+            methods=tuple(options.methods),
+            depths=tuple(options.depths or [target]),
+            seeds=tuple(options.seeds),
+            learning_rates=tuple(options.learning_rates or [recipe.training_args.learning_rate]),
+            tasks=tuple(read_task(path, options.limit) for path in options.tasks),
+            output_dir=options.output_dir,
+        )
+        results = []
+        for result in comparison.run(num_layers):
+            results.append(result)
+            print(console.describe_cell(result), flush=True)
+            save_report(group(results), options.output_dir)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        print(f"trim-trainer: {error}", file=sys.stderr)
+        return 2
+    console.print_comparison(group(results))
+    print(f"Saved: {options.output_dir.resolve()}")
     return 0
 
 
@@ -176,25 +274,9 @@ def publish(arguments: list[str]) -> int:
     return 0
 
 
-def print_layers(report) -> None:
-    """Print the layers, the least important first."""
-    from rich.console import Console
-    from rich.table import Table
-
-    title = f"{report.criterion} by {report.metric}, {report.num_examples} examples"
-    table = Table("rank", "layer", "score", "examples", "activation norm", "", title=title)
-    for rank, layer in enumerate(report.order(), start=1):
-        norm = "" if report.activation_norms is None else f"{report.activation_norms[layer]:.1f}"
-        note = "" if report.droppable[layer] else "has to stay"
-        row = (rank, layer, f"{report.scores[layer]:+.4f}", report.num_scored[layer], norm, note)
-        table.add_row(*map(str, row))
-    Console().print(table)
-    print(f"{report.metric} of the whole model {report.value:.4f}; {report.seconds:.1f} s.")
-
-
 def describe_device(trainer) -> str:
     """The device that the run uses, in words."""
-    from .evaluation import device_name
+    from .speed import device_name
 
     return device_name(trainer.model.device)
 
@@ -223,7 +305,7 @@ def replace_progress_bar(trainer) -> None:
             if not state.is_world_process_zero or self.training_bar is None:
                 return
             if "trim_depth" in logs:
-                self.training_bar.write(describe_drop(trainer.history, state))
+                self.training_bar.write(console.describe_drop(trainer.history, state))
                 sys.stdout.flush()  # a live line in a log file too
                 self.training_bar.set_postfix(layers=logs["trim_depth"])
             elif "loss" in logs:
@@ -235,45 +317,6 @@ def replace_progress_bar(trainer) -> None:
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     trainer.add_callback(TrimProgress)
-
-
-def describe_drop(history, state) -> str:
-    """One line about the last drop."""
-    last = history.rounds[-1]
-    layers = ", ".join(f"{layer} (score {last.score_of(layer):+.4f})" for layer in last.dropped)
-    return (
-        f"step {last.step}/{state.max_steps}: dropped layer {layers}; {history.calibration_metric} {last.metric:.3f} "
-        f"→ {last.metric_after:.3f}; {last.depth_after} layers left; {last.tokens_per_second:.1f} tokens/s; "
-        f"{last.seconds:.0f} s"
-    )
-
-
-def print_summary(trainer) -> None:
-    """Print the closing table: before, after, and where the result is."""
-    from rich.console import Console
-    from rich.table import Table
-
-    history = trainer.history
-    before, after = history.measured("untrimmed"), history.measured("trimmed")
-    table = Table("", "before training", "after", title=f"{history.num_layers} → {history.depth} layers")
-    rows = [
-        ("layers", "depth", "{:d}"),
-        ("parameters", "num_parameters", "{:,}"),
-        (f"accuracy (n = {after.num_examples})", "accuracy", "{:.3f}"),
-        ("accuracy of the most frequent answer", "majority_accuracy", "{:.3f}"),
-        ("loss (nats per scored token)", "loss", "{:.4f}"),
-        ("tokens/s, greedy, batch of one", "tokens_per_second", "{:.1f}"),
-    ]
-    for label, name, form in rows:
-        values = [getattr(measured, name) for measured in (before, after)]
-        if None not in values:
-            table.add_row(label, *(form.format(value) for value in values))
-    Console().print(table)
-    scans = sum(a_round.seconds for a_round in history.rounds)
-    print(f"Dropped, in order: {', '.join(map(str, history.dropped))}. Calibration took {scans:.0f} s.")
-    if history.stopped is not None:
-        print(f"Dropping stopped early: {history.stopped}.")
-    print(f"Saved, reloaded and compared: {Path(trainer.args.output_dir).resolve()}")
 
 
 if __name__ == "__main__":

@@ -1,20 +1,66 @@
-"""Measured facts about a model: accuracy with n, loss, tokens per second with device."""
+"""Measured facts about a model: how good it is, with n, how fast, on which device."""
 
-import platform
-import time
+import math
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 
 import torch
+from sklearn.metrics import f1_score
 from transformers import PreTrainedModel
+from transformers.utils import is_peft_available
 
 from .architectures import find_layers
-from .calibration import ScoredExample, choose_metric, measure
+from .calibration import IGNORED, ScoredExample, choose_metric, measure, predict
 from .history import Measurement
-from .scan import Layout, plain_forward, score_choices
+from .scan import SCAN_BATCH_TOKENS, Layout, score_choices
+from .speed import device_name, measure_tokens_per_second
+from .surgery import is_quantized
 
-# Greedy decoding that is timed: long enough to drown the first token, short enough to run at each drop.
-NUM_TIMED_TOKENS = 16
-NUM_TIMED_RUNS = 5
+
+@dataclass(frozen=True)
+class Quality:
+    """What a model does on an evaluation set. None means that it does not apply."""
+
+    num_examples: int
+    num_tokens: int  # that the loss is the mean of
+    loss: float  # mean negative log-likelihood of the scored tokens of the right choices, nats
+    accuracy: float | None = None
+    majority_accuracy: float | None = None  # of always giving the most frequent right answer
+    macro_f1: float | None = None  # where every example has the same choices
+
+    @property
+    def perplexity(self) -> float:
+        """Of the scored tokens."""
+        return math.exp(min(self.loss, 700))
+
+
+def measure_quality(
+    model: PreTrainedModel,
+    examples: list[ScoredExample],
+    layout: Layout | None,
+    batch_tokens: int = SCAN_BATCH_TOKENS,
+) -> Quality:
+    """Score every choice of every example.
+
+    Args:
+        model: A causal LM.
+        examples: The evaluation set.
+        layout: From `choose_layout`.
+        batch_tokens: Of one pass, at most.
+    """
+    log_probs = score_choices(model, examples, layout, batch_tokens)
+    labels = (label for example in examples for label in example.choice_labels[example.answer])
+    facts = {
+        "num_examples": len(examples),
+        "num_tokens": sum(label != IGNORED for label in labels),
+        "loss": measure(log_probs, examples, "loss").item(),
+    }
+    if choose_metric(None, examples) == "accuracy":
+        facts["accuracy"] = measure(log_probs, examples, "accuracy").item()
+        facts["majority_accuracy"] = majority_accuracy(examples)
+        facts["macro_f1"] = macro_f1(predict(log_probs, examples).tolist(), examples)
+    return Quality(**facts)
 
 
 def measure_model(
@@ -30,21 +76,35 @@ def measure_model(
     """
     facts = {}
     if examples:
-        log_probs = score_choices(model, examples, layout)
-        facts = {"num_examples": len(examples), "loss": measure(log_probs, examples, "loss").item()}
+        facts = asdict(measure_quality(model, examples, layout))
+        facts.pop("num_tokens")
         facts["precision"] = _precision(model)
-        if choose_metric(None, examples) == "accuracy":
-            facts["accuracy"] = measure(log_probs, examples, "accuracy").item()
-            facts["majority_accuracy"] = majority_accuracy(examples)
+    adapters = list(_adapter_parameters(model))  # merged when the model is saved
     return Measurement(
         name=name,
         depth=len(find_layers(model)),
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_parameters=model.num_parameters() - sum(parameter.numel() for parameter in adapters),
+        num_bytes=None if is_quantized(model) else model.get_memory_footprint() - sum(_sizes(adapters)),
         tokens_per_second=measure_tokens_per_second(model),
         device=device_name(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
         **facts,
     )
+
+
+def _adapter_parameters(model: PreTrainedModel) -> Iterator[torch.nn.Parameter]:
+    if not is_peft_available():
+        return
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            for name in module.adapter_layer_names:
+                yield from getattr(module, name).parameters()
+
+
+def _sizes(parameters: list[torch.nn.Parameter]) -> Iterator[int]:
+    return (parameter.numel() * parameter.element_size() for parameter in parameters)
 
 
 def _precision(model: PreTrainedModel) -> str:
@@ -66,44 +126,12 @@ def majority_accuracy(examples: list[ScoredExample]) -> float:
     return right / len(examples)
 
 
-@torch.no_grad()
-def measure_tokens_per_second(model: PreTrainedModel) -> float:
-    """Tokens per second of greedy decoding with the KV cache, batch of one: the best of five runs.
-
-    The model runs as a reader of the checkpoint runs it, in its stored dtype, without autocast. Other load on the
-    machine can only make a run slower, so the best one says most about the model.
-    """
-    prompt = torch.ones(1, 8, dtype=torch.long, device=model.device)
-    options = {"attention_mask": torch.ones_like(prompt), "do_sample": False, "pad_token_id": 0}
-    was_training = model.training
-    model.eval()
-    seconds = []
-    with plain_forward(model), torch.autocast(model.device.type, enabled=False):
-        for _ in range(1 + NUM_TIMED_RUNS):
-            start = time.perf_counter()
-            model.generate(
-                prompt, min_new_tokens=NUM_TIMED_TOKENS, max_new_tokens=NUM_TIMED_TOKENS, use_cache=True, **options
-            )
-            if model.device.type == "cuda":
-                torch.cuda.synchronize(model.device)
-            seconds.append(time.perf_counter() - start)
-    model.train(was_training)
-    return NUM_TIMED_TOKENS / min(seconds[1:])  # the first run warms up
-
-
-def device_name(device: torch.device) -> str:
-    """Human-readable name: the GPU's own, or the CPU with the number of threads in use."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if device.type == "cpu":
-        return f"{cpu_name()}, {torch.get_num_threads()} threads"
-    return device.type
-
-
-def cpu_name() -> str:
-    """The processor's model name."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+def macro_f1(predicted: list[int], examples: list[ScoredExample]) -> float | None:
+    """Mean over the choices of the F1 of each, one never given counting 0; None: the examples differ in their choices."""
+    classes = set(examples[0].choice_ids)
+    if any(set(example.choice_ids) != classes for example in examples):
+        return None
+    numbers = {choice: number for number, choice in enumerate(sorted(classes))}
+    right = [numbers[example.choice_ids[example.answer]] for example in examples]
+    given = [numbers[example.choice_ids[k]] for k, example in zip(predicted, examples, strict=True)]
+    return float(f1_score(right, given, labels=list(numbers.values()), average="macro", zero_division=0))

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .architectures import droppable_layers
@@ -14,6 +14,7 @@ from .importance import Settings, calibrate, find_criterion
 from .plots import plot_layers
 from .quickstart import resolve_source
 from .scan import SCAN_BATCH_TOKENS, choose_layout
+from .sources import load_source
 
 REPORT_NAME, REPORT_PLOT = "layer_scores.json", "layer_scores.png"
 
@@ -115,12 +116,7 @@ def report_layers(
 
 
 def _load(data: str, split: str | None) -> Dataset:
-    source = resolve_source(data)
-    suffix = Path(source).suffix.removeprefix(".")
-    if Path(source).is_file():
-        dataset = load_dataset({"jsonl": "json"}.get(suffix, suffix), data_files=source)
-    else:
-        dataset = load_dataset(source)
+    dataset = load_source(data)
     name = split or ("validation" if "validation" in dataset else next(iter(dataset)))
     if name not in dataset:
         raise ValueError(f"`split` is {name!r}, but {data!r} has the splits {sorted(dataset)}.")

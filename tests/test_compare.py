@@ -1,0 +1,130 @@
+"""Trimming beside its controls: every method trains, the table says what was measured, nothing runs twice."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+from conftest import make_examples, make_model, make_tokenizer
+from datasets import Dataset
+
+from trim_trainer.cli import main
+from trim_trainer.compare import Cell, CellResult, group
+from trim_trainer.comparison_report import tabulate
+from trim_trainer.methods import METHODS
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """A recipe on a tiny model and JSON lines, and a file of running text."""
+    folder = tmp_path_factory.mktemp("compare")
+    make_model().save_pretrained(folder / "model")
+    make_tokenizer().save_pretrained(folder / "model")
+    (folder / "data").mkdir()
+    for first, split in enumerate(("train", "validation", "test")):
+        Dataset.from_list(make_examples(24, 100 * first)).to_json(folder / "data" / f"{split}.jsonl")
+    (folder / "prose").mkdir()
+    (folder / "prose" / "test.txt").write_text("the cat sat on the mat and the dog ran to the red road\n" * 30)
+    (folder / "prose.yaml").write_text(yaml.safe_dump({"dataset_name": str(folder / "prose")}))
+    settings = {
+        "model_name_or_path": str(folder / "model"),
+        "dataset_name": str(folder / "data"),
+        "dataset_calibration_split": "validation",
+        "calibration_size": 8,
+        "target_ratio": 0.33,
+        "sparse_update_ratio": None,
+        "max_steps": 4,
+        "bf16": False,
+        "report_to": "none",
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    return folder / "recipe.yaml"
+
+
+@pytest.fixture(scope="module")
+def compared(recipe):
+    """The command, once with two methods and two learning rates."""
+    torch.set_num_threads(1)
+    output = recipe.parent / "out"
+    arguments = ["compare", "--config", str(recipe), "--seeds", "0", "1", "--output_dir", str(output)]
+    arguments += ["--methods", "full", "progressive", "--learning_rates", "1e-3", "1e-2"]
+    arguments += ["--tasks", str(recipe.parent / "prose.yaml"), "--limit", "2"]
+    assert main(arguments) == 0
+    return arguments, output
+
+
+def results(output):
+    return {
+        path.parent.relative_to(output).as_posix(): json.loads(path.read_text())
+        for path in output.rglob("result.json")
+    }
+
+
+def test_each_seed_after_the_first_takes_the_best_rate_of_its_method(compared):
+    found = results(compared[1])
+    for method, depth in (("full", 6), ("progressive", 4)):
+        first = {rate: found[f"{method}/depth-{depth}/lr-{rate}/seed-0"] for rate in ("0.001", "0.01")}
+        best = min(first, key=lambda rate: first[rate]["selection_loss"])
+        assert f"{method}/depth-{depth}/lr-{best}/seed-1" in found
+    assert len(found) == 6
+
+
+def test_the_methods_train_on_the_same_tokens_and_reach_their_depth(compared):
+    found = results(compared[1]).values()
+    assert len({result["num_train_tokens"] for result in found if result["cell"]["seed"] == 0}) == 1
+    assert all(result["depth"] == result["cell"]["depth"] for result in found)
+    assert all(len(result["dropped"]) == 6 - result["depth"] for result in found)
+
+
+def test_table_picture_and_numbers_are_saved(compared):
+    output = compared[1]
+    table = (output / "comparison.md").read_text()
+    header, _, *rows = table.splitlines()
+    assert "macro-F1" in header and "prose perplexity" in header and len(rows) == 2
+    assert "| 6 | full depth | 2 |" in rows[0] and "| 4 | progressive | 2 |" in rows[1]
+    assert (output / "comparison.png").stat().st_size > 5000
+    assert len(json.loads((output / "comparison.json").read_text())) == 4
+
+
+def test_what_is_finished_is_not_run_again_and_other_settings_are_refused(compared, capsys):
+    arguments, output = compared
+    times = {path: path.stat().st_mtime_ns for path in output.rglob("result.json")}
+    assert main(arguments) == 0
+    assert times == {path: path.stat().st_mtime_ns for path in output.rglob("result.json")}
+    assert "1e-3" not in capsys.readouterr().err
+    assert main([*arguments, "--max_steps", "5"]) == 2
+    assert "holds a result of other settings: `max_steps` was 4, now it is 5" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("full", "progressive")])
+def test_every_control_drops_before_training(method, recipe, tmp_path):
+    arguments = ["--config", str(recipe), "--methods", method, "--seeds", "0", "--output_dir", str(tmp_path)]
+    assert main(["compare", *arguments]) == 0
+    (result,) = results(tmp_path).values()
+    assert result["depth"] == 4 and len(result["dropped"]) == 2
+    if METHODS[method].criterion == "tail":
+        assert sorted(result["dropped"]) == [4, 5]
+
+
+def test_an_interval_over_seeds_is_students_t():
+    """Against scipy's own interval: mean 0.6, standard error 0.05773, t(0.975, 2) 4.3027."""
+    cell = Cell("progressive", 4, 0, 1e-3)
+    numbers = {"depth": 4, "train_seconds": 1.0, "calibration_seconds": 0.5, "num_train_tokens": 10, "num_bytes": 4}
+    numbers |= {"settings": {}, "dropped": [1, 2], "train_peak_bytes": 1, "num_parameters": 1, "device": "x"}
+    numbers |= {"decode_tokens_per_second": 1.0, "prefill_tokens_per_second": 1.0, "selection_loss": 1.0}
+    one = CellResult(
+        cell=cell, quality={"recipe": {"accuracy": 0.5, "macro_f1": None, "num_examples": 100}}, **numbers
+    )
+    three = [
+        replace(one, cell=replace(cell, seed=seed), quality={"recipe": {"accuracy": value, "macro_f1": None}})
+        for seed, value in enumerate((0.5, 0.6, 0.7))
+    ]
+    (row,) = group(three)
+    assert row.quality("recipe", "accuracy") == pytest.approx((0.6, 0.35159, 0.84841), abs=1e-4)
+    (row,) = group([one])
+    assert row.quality("recipe", "accuracy") == pytest.approx((0.5, 0.4038, 0.5962), abs=1e-3)  # Wilson, n = 100
+    assert row.quality("recipe", "macro_f1") is None
+    header, body = tabulate([row])
+    assert "macro-F1" not in header and "0.500 (0.404–0.596)" in body[0]

@@ -1,0 +1,96 @@
+"""Rows of a comparison -> one table, as Markdown and in the terminal, one picture, one JSON."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from .compare import Row
+from .methods import METHODS
+from .plots import ACCENT, INK, MUTED
+
+TABLE, PLOT, NUMBERS = "comparison.md", "comparison.png", "comparison.json"
+# Line styles that stay apart in black and white too.
+STYLES = {
+    "progressive": ("o-", ACCENT), "one_shot": ("s--", INK), "block_influence": ("^:", "#3b7dd8"),
+    "tail": ("v-.", "#2f9e77"), "tail_head": ("D:", "#b07d2b"), "random": ("x:", MUTED),
+}  # fmt: skip
+
+
+def save_report(rows: list[Row], directory: str | Path) -> None:
+    """Write the table, the picture and the numbers of every cell into `directory`."""
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    header, body = tabulate(rows)
+    lines = [f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *body)]
+    (folder / TABLE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    cells = [asdict(result) for row in rows for result in row.results]
+    (folder / NUMBERS).write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
+    plot_rows(rows, folder / PLOT)
+
+
+def tabulate(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the lines of the table; columns that nobody measured are left out."""
+    tasks = list(dict.fromkeys(task for row in rows for result in row.results for task in result.quality))
+    columns = {
+        "layers": lambda row: f"{row.mean('depth'):.0f}",
+        "method": lambda row: METHODS[row.method].title,
+        "seeds": lambda row: str(len(row.results)),
+        "lr": lambda row: f"{row.results[0].cell.learning_rate:g}",
+    }
+    for task in tasks:
+        for name, title, form in (("accuracy", "accuracy", ".3f"), ("macro_f1", "macro-F1", ".3f")):
+            columns[title if task == "recipe" else f"{task} {title}"] = _quality(task, name, form)
+        if all(row.quality(task, "accuracy") is None for row in rows):
+            columns[f"{task} perplexity"] = _quality(task, "perplexity", ".1f")
+    columns |= {
+        "training": lambda row: f"{row.mean('train_seconds'):.0f} s",
+        "of it calibration": lambda row: f"{row.mean('calibration_seconds'):.0f} s",
+        "tokens": lambda row: f"{row.mean('num_train_tokens'):,.0f}",
+        "decode": lambda row: f"{row.mean('decode_tokens_per_second'):.1f}/s",
+        "prefill": lambda row: f"{row.mean('prefill_tokens_per_second'):.0f}/s",
+        "weights": lambda row: f"{row.mean('num_bytes') / 1e6:.0f} MB",
+        "peak": lambda row: f"{row.mean('train_peak_bytes') / 2**30:.1f} GiB",
+    }
+    lines = [[cell(row) for cell in columns.values()] for row in rows]
+    used = [i for i in range(len(columns)) if any(line[i] for line in lines)]
+    return [list(columns)[i] for i in used], [[line[i] for i in used] for line in lines]
+
+
+def _quality(task: str, name: str, form: str):
+    def cell(row: Row) -> str:
+        found = row.quality(task, name)
+        if found is None:
+            return ""
+        mean, low, high = (format(value, form) for value in found)
+        return mean if low == high else f"{mean} ({low}–{high})"
+
+    return cell
+
+
+def plot_rows(rows: list[Row], path: str | Path) -> None:
+    """Draw the accuracy (or, without choices, the loss) against depth, one line per method, full depth as a band."""
+    name = "accuracy" if any(row.quality("recipe", "accuracy") for row in rows) else "loss"
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for method in dict.fromkeys(row.method for row in rows):
+        found = [(row.depth, row.quality("recipe", name)) for row in rows if row.method == method]
+        title = METHODS[method].title
+        if METHODS[method].is_full_depth:
+            mean, low, high = found[0][1]
+            axes.axhline(mean, color=MUTED, linewidth=1, label=title)
+            axes.axhspan(low, high, color=MUTED, alpha=0.2)
+            continue
+        style, color = STYLES[method]
+        depths, means = [depth for depth, _ in found], [quality[0] for _, quality in found]
+        errors = [[mean - low for _, (mean, low, _) in found], [high - mean for _, (mean, _, high) in found]]
+        axes.errorbar(depths, means, yerr=errors, fmt=style, color=color, capsize=3, label=title)
+    axes.invert_xaxis()
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel("depth (layers)")
+    axes.set_ylabel(f"{name} on the evaluation set")
+    axes.set_title("Bars and band: 95 % confidence interval", loc="left", color=INK)
+    axes.grid(color=MUTED, alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=120, metadata={"Software": None})

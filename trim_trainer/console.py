@@ -1,0 +1,124 @@
+"""What the commands print: one line per drop, and tables."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from .methods import METHODS
+
+
+def describe_drop(history, state) -> str:
+    """One line about the last drop."""
+    last = history.rounds[-1]
+    layers = ", ".join(f"{layer} (score {last.score_of(layer):+.4f})" for layer in last.dropped)
+    return (
+        f"step {last.step}/{state.max_steps}: dropped layer {layers}; {history.calibration_metric} {last.metric:.3f} "
+        f"→ {last.metric_after:.3f}; {last.depth_after} layers left; {last.tokens_per_second:.1f} tokens/s; "
+        f"{last.seconds:.0f} s"
+    )
+
+
+def print_summary(trainer) -> None:
+    """Print the closing table: before, after, and where the result is."""
+    history = trainer.history
+    before, after = history.measured("untrimmed"), history.measured("trimmed")
+    table = Table("", "before training", "after", title=f"{history.num_layers} → {history.depth} layers")
+    rows = [
+        ("layers", "depth", "{:d}"),
+        ("parameters", "num_parameters", "{:,}"),
+        (f"accuracy (n = {after.num_examples})", "accuracy", "{:.3f}"),
+        ("accuracy of the most frequent answer", "majority_accuracy", "{:.3f}"),
+        ("loss (nats per scored token)", "loss", "{:.4f}"),
+        ("tokens/s, greedy, batch of one", "tokens_per_second", "{:.1f}"),
+    ]
+    for label, name, form in rows:
+        values = [getattr(measured, name) for measured in (before, after)]
+        if None not in values:
+            table.add_row(label, *(form.format(value) for value in values))
+    Console().print(table)
+    scans = sum(a_round.seconds for a_round in history.rounds)
+    print(f"Dropped, in order: {', '.join(map(str, history.dropped))}. Calibration took {scans:.0f} s.")
+    if history.stopped is not None:
+        print(f"Dropping stopped early: {history.stopped}.")
+    print(f"Saved, reloaded and compared: {Path(trainer.args.output_dir).resolve()}")
+
+
+def print_layers(report) -> None:
+    """Print the layers, the least important first."""
+    title = f"{report.criterion} by {report.metric}, {report.num_examples} examples"
+    table = Table("rank", "layer", "score", "examples", "activation norm", "", title=title)
+    for rank, layer in enumerate(report.order(), start=1):
+        norm = "" if report.activation_norms is None else f"{report.activation_norms[layer]:.1f}"
+        note = "" if report.droppable[layer] else "has to stay"
+        row = (rank, layer, f"{report.scores[layer]:+.4f}", report.num_scored[layer], norm, note)
+        table.add_row(*map(str, row))
+    Console().print(table)
+    print(f"{report.metric} of the whole model {report.value:.4f}; {report.seconds:.1f} s.")
+
+
+def print_checkpoints(reports) -> None:
+    """Print checkpoints side by side, one column each."""
+    tasks = list(dict.fromkeys(task for report in reports for task in report.quality))
+    table = Table("", *(report.model for report in reports))
+    rows = [
+        ("layers", lambda report: f"{report.depth}"),
+        ("parameters", lambda report: f"{report.num_parameters:,}"),
+        ("weights in memory", lambda report: f"{report.num_bytes / 1e6:,.0f} MB"),
+        ("peak memory", lambda report: f"{report.peak_memory_bytes / 1e6:,.0f} MB"),
+        ("seconds to load", lambda report: f"{report.load_seconds:.2f}"),
+        ("decoding, tokens/s", lambda report: f"{report.decode_tokens_per_second:.1f}"),
+        ("prefill, tokens/s", lambda report: f"{report.prefill_tokens_per_second:.0f}"),
+    ]
+    for task in tasks:
+        n = reports[0].quality[task].num_examples
+        for name, form in (
+            ("accuracy", ".3f"),
+            ("majority_accuracy", ".3f"),
+            ("macro_f1", ".3f"),
+            ("perplexity", ".3f"),
+        ):
+            title = f"{task}: {name.replace('_', ' ').replace('f1', 'F1')} (n = {n})"
+            rows.append((title, lambda report, task=task, name=name, form=form: _of(report.quality[task], name, form)))
+        rows.append((f"{task}: accuracy by lm_eval", lambda report, task=task: _lm_eval(report, task)))
+    print_rows(table, ((title, *(cell(report) for report in reports)) for title, cell in rows))
+    print(f"{reports[0].device}, {', '.join(dict.fromkeys(report.dtype for report in reports))}.")
+
+
+def _lm_eval(report, task: str) -> str:
+    return f"{report.lm_eval_accuracy[task]:.3f}" if task in report.lm_eval_accuracy else ""
+
+
+def _of(quality, name: str, form: str) -> str:
+    value = getattr(quality, name)
+    return "" if value is None else format(value, form)
+
+
+def print_rows(table: Table, rows: Iterable[tuple[str, ...]]) -> None:
+    """Print the rows that say something."""
+    for row in rows:
+        if any(row[1:]):
+            table.add_row(*row)
+    Console().print(table)
+
+
+def print_comparison(rows) -> None:
+    """Print a comparison, one line per method and depth."""
+    from .comparison_report import tabulate
+
+    header, body = tabulate(rows)
+    table = Table(*header)
+    for line in body:
+        table.add_row(*line)
+    Console(width=max(Console().width, 200)).print(table)
+
+
+def describe_cell(result) -> str:
+    """One line about a run of a comparison."""
+    cell, quality = result.cell, result.quality["recipe"]
+    good = f"accuracy {quality['accuracy']:.3f}" if quality["accuracy"] is not None else f"loss {quality['loss']:.4f}"
+    return (
+        f"{METHODS[cell.method].title}, {result.depth} layers, seed {cell.seed}, lr {cell.learning_rate:g}: {good}, "
+        f"{result.train_seconds:.0f} s"
+    )

@@ -1,0 +1,59 @@
+"""The same accuracy by lm-evaluation-harness, which many readers trust more than a number of ours."""
+
+import json
+import tempfile
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .tasks import Task
+
+
+def lm_eval_accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task) -> float:
+    """Let lm-evaluation-harness choose the choice with the largest log-probability.
+
+    The examples are handed over as prompts and choices, with the end-of-text token behind each choice, where training put
+    it: then both score the same tokens.
+
+    Args:
+        model: A causal LM.
+        tokenizer: Its tokenizer.
+        task: With choices.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
+    try:
+        from lm_eval import simple_evaluate
+        from lm_eval.api.task import ConfigurableTask
+        from lm_eval.models.huggingface import HFLM
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"lm-evaluation-harness is not installed ({error.name}). Run `pip install 'trim-trainer[lm_eval]'`."
+        ) from error
+    end = tokenizer.eos_token or ""
+    rows = [
+        {**row, "choices": [choice if choice.endswith(end) else choice + end for choice in row["choices"]]}
+        for row in task.subset()
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "test.jsonl"
+        path.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+        described = ConfigurableTask(
+            config={
+                "task": task.name,
+                "dataset_path": "json",
+                "dataset_kwargs": {"data_files": {"test": str(path)}},
+                "test_split": "test",
+                "output_type": "multiple_choice",
+                "doc_to_text": "{{prompt}}",
+                "doc_to_choice": "choices",
+                "doc_to_target": "answer",
+                "target_delimiter": "",
+                "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+            }
+        )
+        begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+        scorer = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8, add_bos_token=begins)
+        found = simple_evaluate(model=scorer, tasks=[described], bootstrap_iters=0, verbosity="ERROR")
+    return found["results"][task.name]["acc,none"]

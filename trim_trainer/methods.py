@@ -1,0 +1,108 @@
+"""What trimming is compared with: the same data, steps and seed, another way to fewer layers, one row each."""
+
+import time
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from .architectures import droppable_layers
+from .calibration import choose_metric, scored_by
+from .freezing import choose_trained_layers, freeze_all_but
+from .importance import LayerScores, Settings, calibrate, choose_layers
+from .scan import choose_layout
+from .surgery import drop_layers
+from .trainer import TrimTrainer
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of `METHODS`.
+
+    Attributes:
+        title: What tables and plots call it.
+        criterion: By which layers are dropped before training, a name in `CRITERIA`; "" is the recipe's own; None: no
+            layer is dropped before training.
+        is_progressive: Whether layers are dropped while it trains, as the recipe says.
+        num_last_trained: Train only the head and so many of the last layers; None: what the recipe says.
+        paper: Where it comes from.
+    """
+
+    title: str
+    criterion: str | None = None
+    is_progressive: bool = False
+    num_last_trained: int | None = None
+    paper: str | None = None
+
+    @property
+    def is_full_depth(self) -> bool:
+        """Whether no layer is dropped at all."""
+        return self.criterion is None and not self.is_progressive
+
+
+METHODS = {
+    "full": Method("full depth"),
+    "progressive": Method("progressive", is_progressive=True, paper="https://huggingface.co/papers/2412.11242"),
+    "one_shot": Method("one-shot, same criterion", criterion=""),
+    "block_influence": Method(
+        "one-shot, block influence", criterion="block_influence", paper="https://huggingface.co/papers/2403.03853"
+    ),
+    "tail": Method("one-shot, last layers", criterion="tail", paper="https://huggingface.co/papers/2411.15558"),
+    "tail_head": Method(
+        "one-shot, last layers; trains head + last 3", criterion="tail", num_last_trained=3,
+        paper="https://huggingface.co/papers/2411.15558",
+    ),
+    "random": Method("one-shot, random", criterion="random"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """What went before training."""
+
+    layers: tuple[int, ...]  # in the order of their scores
+    seconds: float  # that the choice took
+
+
+def drop_before_training(trainer: TrimTrainer, method: Method, calibration, depth: int) -> Dropped:
+    """Score the untrained model once, drop down to `depth` at once, and freeze what does not train.
+
+    Args:
+        trainer: Without a target, so that it trains what it is given.
+        method: With a criterion.
+        calibration: Examples on which layers are scored.
+        depth: To reach, in layers.
+    """
+    args, model = trainer.args, trainer.model
+    criterion = method.criterion or args.importance
+    examples = trainer._tokenize_examples(calibration)
+    metric = choose_metric(args.calibration_metric, examples)
+    examples = scored_by(metric, examples)
+    layout = choose_layout(model, examples)
+    number = model.config.get_text_config().num_hidden_layers - depth
+    # Not raced: the layers that go are compared with each other here, not only the best of them.
+    settings = Settings(metric, layout, args.scan_batch_tokens, number, None, args.seed)
+    started = time.perf_counter()
+    with trainer.accelerator.autocast():
+        scored = calibrate(model, examples, criterion, settings)
+    seconds = time.perf_counter() - started
+    dropped = choose_layers(scored, criterion, number, lambda chosen: droppable_layers(model, chosen))
+    num_layers = len(scored.scores)
+    drop_layers(model, dropped)
+    _freeze(trainer, method, scored, dropped, num_layers)
+    return Dropped(dropped, seconds)
+
+
+def _freeze(trainer: TrimTrainer, method: Method, scored: LayerScores, dropped: tuple[int, ...], num_layers: int):
+    model, ratio = trainer.model, trainer.args.sparse_update_ratio
+    depth = num_layers - len(dropped)
+    if method.num_last_trained is not None:
+        freeze_all_but(model, range(max(0, depth - method.num_last_trained), depth))
+        _train_head(model)
+    elif ratio is not None:
+        scores = tuple(score for layer, score in enumerate(scored.scores) if layer not in dropped)
+        freeze_all_but(model, choose_trained_layers(scores, ratio, num_layers))
+
+
+def _train_head(model: PreTrainedModel) -> None:
+    """Let the head train; where it is tied to the embedding, that is the embedding too."""
+    model.get_output_embeddings().requires_grad_(True)

@@ -1,0 +1,76 @@
+"""How fast a model decodes and reads a prompt, on which device, and what it holds in memory meanwhile."""
+
+import platform
+import resource
+import time
+from collections.abc import Callable
+
+import torch
+from transformers import PreTrainedModel
+
+from .scan import plain_forward
+
+# Greedy decoding that is timed: long enough to drown the first token, short enough to run at each drop.
+NUM_TIMED_TOKENS = 16
+NUM_TIMED_RUNS = 5
+PREFILL_SHAPE = (8, 128)  # prompts, tokens each
+
+
+def measure_tokens_per_second(model: PreTrainedModel, num_runs: int = NUM_TIMED_RUNS) -> float:
+    """Tokens per second of greedy decoding with the KV cache, batch of one: the best of so many runs.
+
+    The model runs as a reader of the checkpoint runs it, in its stored dtype, without autocast. Other load on the
+    machine can only make a run slower, so the best one says most about the model.
+    """
+    prompt = torch.ones(1, 8, dtype=torch.long, device=model.device)
+    options = {"attention_mask": torch.ones_like(prompt), "do_sample": False, "pad_token_id": 0}
+    options |= {"min_new_tokens": NUM_TIMED_TOKENS, "max_new_tokens": NUM_TIMED_TOKENS, "use_cache": True}
+    return NUM_TIMED_TOKENS / _best_seconds(model, lambda: model.generate(prompt, **options), num_runs)
+
+
+def measure_prefill_tokens_per_second(model: PreTrainedModel) -> float:
+    """Tokens per second of one pass over eight prompts of 128 tokens: the best of five runs, as for decoding."""
+    prompts = torch.ones(PREFILL_SHAPE, dtype=torch.long, device=model.device)
+    return prompts.numel() / _best_seconds(model, lambda: model(input_ids=prompts, use_cache=False, logits_to_keep=1))
+
+
+@torch.no_grad()
+def _best_seconds(model: PreTrainedModel, run: Callable[[], object], num_runs: int = NUM_TIMED_RUNS) -> float:
+    was_training = model.training
+    model.eval()
+    seconds = []
+    with plain_forward(model), torch.autocast(model.device.type, enabled=False):
+        for _ in range(1 + num_runs):
+            start = time.perf_counter()
+            run()
+            if model.device.type == "cuda":
+                torch.cuda.synchronize(model.device)
+            seconds.append(time.perf_counter() - start)
+    model.train(was_training)
+    return min(seconds[1:])  # the first run warms up
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most that this process has held so far: on a GPU in its memory, else in main memory (Linux, macOS)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024
+
+
+def device_name(device: torch.device) -> str:
+    """Human-readable name: the GPU's own, or the CPU with the number of threads in use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        return f"{cpu_name()}, {torch.get_num_threads()} threads"
+    return device.type
+
+
+def cpu_name() -> str:
+    """The processor's model name."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

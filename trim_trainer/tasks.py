@@ -1,0 +1,71 @@
+"""What a model is evaluated on: the data of a recipe, as questions with choices or as running text."""
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import yaml
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from .calibration import ScoredExample, tokenize_examples
+from .recipe import RecipeArguments, check_keys, load_splits, make_parser, take
+
+TEXT = "text"  # column of running text, of which the perplexity is measured
+
+
+@dataclass(frozen=True)
+class Task:
+    """An evaluation set with a name."""
+
+    name: str
+    script: RecipeArguments
+    limit: int | None = None  # examples, or windows of running text; None: all
+
+    def subset(self) -> Dataset:
+        """`limit` examples of the evaluation set, the same ones each time."""
+        return take(self.load(), self.limit)
+
+    def load(self) -> Dataset:
+        """The whole evaluation set, with the columns of TRL's formats.
+
+        Raises:
+            ValueError: the data set has no such split, or its columns are not as the task says.
+        """
+        script = replace(self.script, max_eval_samples=None)
+        return load_splits(script, only=script.dataset_test_split)[script.dataset_test_split]
+
+    def examples(self, tokenizer: PreTrainedTokenizerBase, window: int = 512) -> list[ScoredExample]:
+        """The evaluation set as tokens, `limit` of it.
+
+        Running text is put together with a blank line between rows, and cut into windows that are scored one by one. The
+        first tokens of a window have little before them, so perplexity is higher than with windows that overlap.
+
+        Args:
+            tokenizer: Of the model.
+            window: Tokens.
+        """
+        dataset = self.load()
+        if dataset.column_names != [TEXT]:
+            return tokenize_examples(take(dataset, self.limit), tokenizer)
+        ids = tokenizer("\n\n".join(filter(str.strip, dataset[TEXT])))["input_ids"]
+        windows = [ids[start : start + window] for start in range(0, len(ids), window)]
+        rows = [{"input_ids": part} for part in windows[: self.limit] if len(part) > 1]
+        return tokenize_examples(rows, tokenizer)
+
+
+def read_task(path: str | Path, limit: int | None = None) -> Task:
+    """Read a recipe, or a YAML with the data of one alone; its test split is the evaluation set.
+
+    Args:
+        path: YAML; the name of the file is the name of the task.
+        limit: Examples at most, drawn with seed 0; None: `max_eval_samples` of the YAML.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: unknown keys.
+    """
+    check_keys(Path(path), {action.dest for action in make_parser()._actions})
+    settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    known = {field.name for field in fields(RecipeArguments)}
+    script = RecipeArguments(**{key: value for key, value in settings.items() if key in known})
+    return Task(Path(path).stem, script, limit or script.max_eval_samples)
