@@ -199,3 +199,13 @@ def test_drops_depth_and_importance_appear_in_tensorboard(train, tmp_path, monke
     assert depths == [4, 3]
     assert len(events.Scalars("train/importance/layer_00")) >= 1
     assert {"train/trim_layer", "train/trim_layer_2", "train/trim_score"} <= set(events.Tags()["scalars"])
+
+
+def test_and_in_trackio(train, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    storage = pytest.importorskip("trackio.sqlite_storage")
+    settings = {"report_to": "trackio", "project": "tiny", "run_name": "trimmed"}
+    train(Scenario(settings=settings), TrimTrainer, TrimConfig, target_layers=4)
+    logs = storage.SQLiteStorage.get_logs("tiny", "trimmed")
+    assert [entry["train/trim_depth"] for entry in logs if "train/trim_depth" in entry] == [5, 4]
+    assert sum("train/importance/layer_00" in entry for entry in logs) >= 1

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from hub import OTHER_TOKEN, READ_TOKEN, STORAGE_LIMIT, WRITE_TOKEN, HubServer
+from hub.git_objects import Blob
 from publishing import IDS, command, compare_elsewhere, load_elsewhere, make_trainer, train_and_push
 from transformers import AutoModelForCausalLM
 
-from trim_trainer.card import BEGIN, END, merge_cards
+from trim_trainer.card import BEGIN, END
 from trim_trainer.staging import StagingError, check_text, stage
 
 REPO = "me/tiny-trimmed"
@@ -97,10 +98,17 @@ def test_a_second_run_sends_nothing_and_a_changed_card_stays(publish, server, fo
     edited = edited.replace("library_name:", "language: en\nlibrary_name:").replace(
         "- trimmed\n", "- trimmed\n- mine\n"
     )
+    repo.commit("main", {"README.md": Blob(edited.encode())}, "me", "Edit the card by hand")
+    uploaded = server.num_uploaded_bytes
     (folder / "config.json").write_text((folder / "config.json").read_text().replace("\n}", ',\n  "note": 1\n}'))
-    merged = merge_cards(edited, card)
-    for kept in ("A word from us.", "## Thanks", "language: en", "- mine"):
-        assert kept in merged
+    third = publish()
+    assert third.status == 0 and third.output.count("unchanged at") == 2, third.errors
+    assert [commit.title for commit in repo.commits("main")][1] == "Edit the card by hand"
+    assert server.num_uploaded_bytes == uploaded  # the weights are there already
+    files = repo.files("main")
+    assert json.loads(files["config.json"])["note"] == 1
+    for kept in ("A word from us.", "## Thanks", "To all.", "language: en", "- mine", "3 of its 6 decoder layers"):
+        assert kept in files["README.md"].decode()
 
 
 def test_the_card_names_the_repository_its_depths_and_the_base(publish, server):
