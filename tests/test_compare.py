@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import forked  # noqa: F401  the server of all processes
 import pytest
 import torch
 import yaml

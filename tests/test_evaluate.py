@@ -3,6 +3,7 @@
 import json
 import math
 
+import forked  # noqa: F401  the server of all processes
 import pytest
 import torch
 import yaml

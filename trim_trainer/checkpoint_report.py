@@ -1,8 +1,6 @@
 """Checkpoints side by side: quality on tasks, speed, memory, time to load; each in a process of its own."""
 
-import multiprocessing
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from .architectures import find_layers
 from .evaluation import Quality, measure_quality
 from .harness import lm_eval_accuracy
+from .isolation import run_alone
 from .quickstart import resolve_source
 from .scan import SCAN_BATCH_TOKENS, choose_layout
 from .speed import device_name, measure_prefill_tokens_per_second, measure_tokens_per_second, peak_memory_bytes
@@ -67,17 +66,11 @@ def evaluate_checkpoints(
         OSError: no such model.
         ModuleNotFoundError: lm-evaluation-harness is asked for and not installed.
     """
-    context = multiprocessing.get_context("spawn")
     options = (tasks, dtype, device, batch_tokens, has_lm_eval, trust_remote_code)
-    reports = []
-    for model in models:
-        with ProcessPoolExecutor(1, mp_context=context) as process:
-            reports.append(process.submit(_evaluate, model, *options, torch.get_num_threads()).result())
-    return reports
+    return [run_alone(_evaluate, model, *options) for model in models]
 
 
-def _evaluate(model: str, tasks: list[Task], dtype, device, batch_tokens, has_lm_eval, trust_remote_code, num_threads):
-    torch.set_num_threads(num_threads)
+def _evaluate(model: str, tasks: list[Task], dtype, device, batch_tokens, has_lm_eval, trust_remote_code):
     name, _, revision = model.partition("@")
     options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     source = resolve_source(name)

@@ -2,23 +2,21 @@
 
 import json
 import math
-import multiprocessing
 import random
 import statistics
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from scipy import stats
 
 from .calibration import example_key
 from .card import wilson_interval
 from .evaluation import measure_quality
 from .history import TrimHistory
+from .isolation import run_alone
 from .methods import METHODS, drop_before_training
 from .preflight import split_calibration
 from .recipe import Recipe, load_splits, make_trainer, parse_recipe
@@ -117,8 +115,7 @@ class Comparison:
             self._check_same(done, settings, folder)
             if {task.name for task in self.tasks} < done.quality.keys():
                 return done
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-            process.submit(run_cell, cell, self.arguments, self.tasks, folder, torch.get_num_threads()).result()
+        run_alone(run_cell, cell, self.arguments, self.tasks, folder)
         return CellResult.load(folder)
 
     def _check_same(self, done: CellResult, settings: dict[str, Any], folder: Path) -> None:
@@ -132,12 +129,11 @@ class Comparison:
             )
 
 
-def run_cell(cell: Cell, arguments: Iterable[str], tasks: Iterable[Task], folder: Path, num_threads: int) -> None:
+def run_cell(cell: Cell, arguments: Iterable[str], tasks: Iterable[Task], folder: Path) -> None:
     """Train and measure one cell, and write its result into `folder`; runs in a process of its own."""
     from .cli import quiet_libraries
 
     quiet_libraries()
-    torch.set_num_threads(num_threads)
     recipe = cell.recipe(list(arguments), folder)
     script, method = recipe.script_args, METHODS[cell.method]
     splits = load_splits(script)

@@ -1,0 +1,28 @@
+"""A process of its own for each measurement, so that none finds what another left in memory."""
+
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from typing import TypeVar
+
+import torch
+
+Result = TypeVar("Result")
+
+
+def run_alone(function: Callable[..., Result], *arguments) -> Result:
+    """Call a function of a module in a new process, with as many threads as here, and return its result.
+
+    Where the system can, the process is forked from a server that has imported the package and done nothing else: on a
+    GPU nothing is initialized there, and no process waits for imports.
+    """
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    context.set_forkserver_preload([function.__module__])
+    with ProcessPoolExecutor(1, mp_context=context) as process:
+        return process.submit(_with_threads, torch.get_num_threads(), function, arguments).result()
+
+
+def _with_threads(num_threads: int, function: Callable[..., Result], arguments: tuple) -> Result:
+    torch.set_num_threads(num_threads)
+    return function(*arguments)
