@@ -56,6 +56,7 @@ def run(name: str) -> None:
         setattr(recipe.training_args, key, value)
     counted = Bytes()
     trainer = build_trainer(recipe, callbacks=[counted])
+    trainer.is_compared = True
     started = time.perf_counter()
     trainer.train()
     facts = {kind: max(step[kind] for step in counted.steps) for kind in counted.steps[0]}

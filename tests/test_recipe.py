@@ -43,6 +43,12 @@ def test_options_override_the_recipe():
     assert recipe.training_args.sparse_update_ratio is None
 
 
+def test_a_configuration_of_the_published_data_can_be_left_out():
+    path = ROOT / "recipes" / "legal.yaml"
+    recipe = parse_recipe(["--config", str(path), "--dataset_name", "data/legal", "--dataset_config", "none"])
+    assert recipe.script_args.dataset_config is None and recipe.script_args.dataset_train_split == "train"
+
+
 def test_every_unknown_key_is_listed_at_once(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("target_layer: 3\nimportence: tail\nlearning_rate: 1e-4\noutput_dir: out\n")

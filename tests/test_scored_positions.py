@@ -60,3 +60,13 @@ def test_a_batch_without_a_scored_position_costs_nothing(tmp_path, sets):
     loss.backward()
     assert loss.item() == 0
     assert all(not parameter.grad.any() for parameter in trainer.model.parameters() if parameter.grad is not None)
+
+
+def test_a_run_to_be_compared_with_trimming_computes_as_it_does(tmp_path, sets):
+    shapes = []
+    for is_compared in (False, True):
+        args = TrimConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", per_device_train_batch_size=8)
+        trainer = TrimTrainer(model=make_model(), args=args, train_dataset=sets[0], processing_class=make_tokenizer())
+        trainer.is_compared = is_compared
+        shapes.append(gradients_of_a_step(trainer)[2])
+    assert shapes == [(8, 9), (1, 16)]

@@ -11,6 +11,10 @@ from trl.data_utils import common_prefix_length
 from .architectures import text_config
 from .calibration import IGNORED, ScoredExample
 
+# Tokens of a pass: bounds memory whatever the size of the calibration set. A CPU's caches hold no more than the second:
+# SmolLM2-135M scores 2.2 times as fast with 4096 tokens as with 16384.
+BATCH_TOKENS, BATCH_TOKENS_ON_CPU = 16384, 4096
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -71,19 +75,30 @@ class _Part:
 
 
 def make_batches(
-    model: PreTrainedModel, examples: list[ScoredExample], is_packed: bool, batch_tokens: int
+    model: PreTrainedModel,
+    examples: list[ScoredExample],
+    is_packed: bool,
+    batch_tokens: int | None = None,
+    num_copies: int = 1,
 ) -> Iterator[Batch]:
-    """Group rows of similar length so that a batch has at most `batch_tokens` tokens, padding included."""
+    """Group rows of similar length so that copies of a batch have at most `batch_tokens` tokens, padding included.
+
+    None: as many as are fast on the model's device. There, examples behind one beginning share a longer row.
+    """
+    row_tokens = (batch_tokens or BATCH_TOKENS) // num_copies
+    if batch_tokens is None and next(model.parameters()).device.type == "cpu":
+        batch_tokens = BATCH_TOKENS_ON_CPU
+    pass_tokens = (batch_tokens or BATCH_TOKENS) // num_copies
     parts, first = [], 0
     for number, example in enumerate(examples):
         choices = range(len(example.choice_ids))
         groups = [choices] if is_packed else [range(choice, choice + 1) for choice in choices]
         parts += [_Part(example, number, first, group) for group in groups]
         first += len(choices)
-    shared = _share_rows(parts, batch_tokens) if is_packed else [[part] for part in parts]
+    shared = _share_rows(parts, row_tokens) if is_packed else [[part] for part in parts]
     rows = sorted(((_make_row(parts), parts) for parts in shared), key=lambda row: len(row[0].tokens), reverse=True)
     while rows:
-        size = max(1, batch_tokens // len(rows[0][0].tokens))
+        size = max(1, pass_tokens // len(rows[0][0].tokens))
         num_examples = sum(part.has_prompt for _, parts in rows[:size] for part in parts)
         yield _collate(model, [row for row, _ in rows[:size]], num_examples, is_packed)
         rows = rows[size:]

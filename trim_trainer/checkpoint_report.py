@@ -12,7 +12,7 @@ from .evaluation import Quality, measure_quality
 from .harness import lm_eval_accuracy
 from .isolation import run_alone
 from .quickstart import resolve_source
-from .scan import SCAN_BATCH_TOKENS, choose_layout
+from .scan import choose_layout
 from .speed import device_name, measure_prefill_tokens_per_second, measure_tokens_per_second, peak_memory_bytes
 from .tasks import Task
 
@@ -46,7 +46,7 @@ def evaluate_checkpoints(
     *,
     dtype: str = "auto",
     device: str | None = None,
-    batch_tokens: int = SCAN_BATCH_TOKENS,
+    batch_tokens: int | None = None,
     has_lm_eval: bool = False,
     trust_remote_code: bool = False,
 ) -> list[CheckpointReport]:

@@ -19,6 +19,7 @@ from trl import SFTTrainer
 
 from .architectures import find_layers
 from .card import collect_facts, write_card
+from .distillation import Teacher
 from .history import TrimHistory
 from .publish import failed_pushes, publish
 from .rollback import QualityFloor
@@ -36,6 +37,7 @@ class CheckpointingTrainer(SFTTrainer):
     history: TrimHistory | None = None  # None: this run drops nothing
     recipe: dict[str, Any] | None = None  # what `recipe.yaml` says; None: the settings that are not default
     _floor: QualityFloor
+    _teacher: Teacher | None = None
     _untrimmed: LayerBackup | None = None  # None: no need to go back
 
     def __init__(self, *args, **kwargs):
@@ -71,6 +73,8 @@ class CheckpointingTrainer(SFTTrainer):
                 f"{self.history.num_layers}. Pass the untrimmed model that the run began with."
             )
         self._floor.resume(checkpoint, history, self._bring_to)
+        if self._teacher is not None:
+            self._teacher.resume(checkpoint)
         self._bring_to(history)
         self.history = replace(history, target_layers=self.history.target_layers)
 
@@ -114,6 +118,8 @@ class CheckpointingTrainer(SFTTrainer):
             return
         if is_checkpoint:
             self._floor.save(folder)
+            if self._teacher is not None:
+                self._teacher.save(folder)
         elif is_adapted:
             save_adapted(self.model, folder, self.args.merge_adapter)
             self.processing_class.save_pretrained(folder)

@@ -142,6 +142,7 @@ def run_cell(cell: Cell, arguments: Iterable[str], tasks: Iterable[Task], folder
         splits[script.dataset_train_split], test, held_out, recipe.training_args
     )  # the same for all methods, also for those that need none
     trainer = make_trainer(recipe, train, None, calibration if method.is_progressive else None)
+    trainer.is_compared = True
     started = time.perf_counter()
     one_shot = None
     if method.criterion is not None:

@@ -15,7 +15,7 @@ from .processes import share, sum_over_processes
 
 
 @torch.no_grad()
-def block_influence(model: PreTrainedModel, examples: list[ScoredExample], batch_tokens: int) -> torch.Tensor:
+def block_influence(model: PreTrainedModel, examples: list[ScoredExample], batch_tokens: int | None) -> torch.Tensor:
     """Return (layers,): 1 - cosine between a layer's input and output, mean over tokens (ShortGPT, arXiv 2403.03853)."""
     totals, num_tokens = torch.zeros(len(find_layers(model)), dtype=torch.float64), 0.0
     for states, batch in _hidden_states(model, examples, batch_tokens):
@@ -29,7 +29,7 @@ def block_influence(model: PreTrainedModel, examples: list[ScoredExample], batch
 
 @torch.no_grad()
 def angular_distance(
-    model: PreTrainedModel, examples: list[ScoredExample], batch_tokens: int, block_size: int
+    model: PreTrainedModel, examples: list[ScoredExample], batch_tokens: int | None, block_size: int
 ) -> torch.Tensor:
     """Score layers by the angle that a block of them turns the last token's state (Gromov et al., arXiv 2403.17887).
 
@@ -101,7 +101,7 @@ def _gradients_into(totals: torch.Tensor, layers: nn.ModuleList, model: nn.Modul
 
 
 def _hidden_states(
-    model: PreTrainedModel, examples: list[ScoredExample], batch_tokens: int
+    model: PreTrainedModel, examples: list[ScoredExample], batch_tokens: int | None
 ) -> Iterator[tuple[torch.Tensor, Batch]]:
     """Yield (layers + 1, rows, seq, hidden): the state in front of each layer and behind the last; prompt and answer."""
     layers, was_training = find_layers(model), model.training
@@ -118,7 +118,7 @@ def _hidden_states(
         for layer in layers:
             hooks.callback(layer.register_forward_pre_hook(enter, with_kwargs=True).remove)
         hooks.callback(layers[-1].register_forward_hook(leave).remove)
-        batches = make_batches(model, scored_by("loss", examples), False, batch_tokens // (1 + len(layers)))
+        batches = make_batches(model, scored_by("loss", examples), False, batch_tokens, 1 + len(layers))
         for batch in share(batches, model):
             states.clear()
             model(**batch.inputs, use_cache=False, **_no_logits(model))

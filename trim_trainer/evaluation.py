@@ -13,7 +13,7 @@ from transformers.utils import is_peft_available
 from .architectures import find_layers
 from .calibration import IGNORED, ScoredExample, choose_metric, measure, predict
 from .history import Measurement
-from .scan import SCAN_BATCH_TOKENS, Layout, score_choices
+from .scan import Layout, score_choices
 from .speed import device_name, measure_tokens_per_second
 from .surgery import is_quantized
 
@@ -39,7 +39,7 @@ def measure_quality(
     model: PreTrainedModel,
     examples: list[ScoredExample],
     layout: Layout | None,
-    batch_tokens: int = SCAN_BATCH_TOKENS,
+    batch_tokens: int | None = None,
 ) -> Quality:
     """Score every choice of every example.
 

@@ -12,7 +12,7 @@ from .architectures import UnsupportedArchitectureError, find_layers
 from .calibration import ScoredExample, choose_metric, measure, scored_by, tokenize_examples
 from .criteria import angular_distance, block_influence, taylor
 from .racing import Race, race
-from .scan import SCAN_BATCH_TOKENS, LayerScan, Layout, choose_layout, scan_layers, score_choices
+from .scan import LayerScan, Layout, choose_layout, scan_layers, score_choices
 
 TRIMLLM = "https://huggingface.co/papers/2412.11242"
 
@@ -23,7 +23,7 @@ class Settings:
 
     metric: str  # "accuracy" or "loss"
     layout: Layout  # from `choose_layout`
-    batch_tokens: int = SCAN_BATCH_TOKENS  # that one pass carries at most
+    batch_tokens: int | None = None  # that one pass carries at most
     layers_per_trim: int = 1  # that are dropped at once
     racing_confidence: float | None = None  # None: every candidate is scored on every example
     seed: int = 0  # for the criteria that draw
@@ -251,7 +251,7 @@ def score_layers(
     criterion: CriterionLike = "sensitivity",
     metric: str | None = None,
     seed: int = 0,
-    batch_tokens: int = SCAN_BATCH_TOKENS,
+    batch_tokens: int | None = None,
 ) -> list[float]:
     """Score the layers of a model without training it. In several processes, each takes a share of the work.
 

@@ -13,7 +13,7 @@ from .calibration import choose_metric, scored_by, tokenize_examples
 from .importance import Settings, calibrate, find_criterion
 from .plots import plot_layers
 from .quickstart import resolve_source
-from .scan import SCAN_BATCH_TOKENS, choose_layout
+from .scan import choose_layout
 from .sources import load_source
 
 REPORT_NAME, REPORT_PLOT = "layer_scores.json", "layer_scores.png"
@@ -61,7 +61,7 @@ def report_layers(
     metric: str | None = None,
     size: int = 50,
     racing_confidence: float | None = None,
-    batch_tokens: int = SCAN_BATCH_TOKENS,
+    batch_tokens: int | None = None,
     dtype: str = "auto",
     device: str | None = None,
     seed: int = 0,

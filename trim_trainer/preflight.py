@@ -104,6 +104,24 @@ def _check_settings(args: TrimConfig) -> None:
             raise ValueError(f"A target is set and `{name}` is {why}.")
 
 
+def check_distillation(trainer) -> None:
+    """Raise a ValueError for what a run with a teacher cannot do."""
+    args = trainer.args
+    rules = {
+        "torch_compile": args.torch_compile,
+        "compute_loss_func": trainer.compute_loss_func is not None,
+        "label_smoothing_factor": args.label_smoothing_factor > 0,
+        "fsdp": trainer.is_fsdp_enabled,
+        "deepspeed": trainer.is_deepspeed_enabled,
+    }
+    for name, is_set in rules.items():
+        if is_set:
+            raise ValueError(
+                f"`distill_from` is {args.distill_from!r} and `{name}` is set, which cannot go together: the hidden states "
+                "of the scored positions are taken out of the model's own forward pass. Leave one of them out."
+            )
+
+
 def check_output_dir(output_dir: str, resume_from_checkpoint: str | bool | None, overwrite: bool) -> None:
     """Refuse a folder that holds another run, or clear it where that is asked for.
 

@@ -3,7 +3,7 @@
 import difflib
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,11 @@ class RecipeArguments(ScriptArguments):
     license: str | None = field(
         default=None, metadata={"help": "Licence of the base model for the model card, as the Hub spells it."}
     )
+
+    def __post_init__(self):
+        for entry in fields(RecipeArguments):  # numbers on the command line can be "none"; names can then too
+            if isinstance(value := getattr(self, entry.name), str) and value.lower() == "none":
+                setattr(self, entry.name, None)
 
     @property
     def columns(self) -> Columns | None:

@@ -1,6 +1,7 @@
 """Log-probabilities of choices under the model and under the model without each of its layers, in one pass."""
 
 import logging
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -14,11 +15,10 @@ from .architectures import UnsupportedArchitectureError, find_architecture, find
 from .batches import Batch, make_batches
 from .calibration import ScoredExample
 from .processes import share, sum_over_processes
+from .scored_positions import logits_of
 
 logger = logging.getLogger(__name__)
 
-# Tokens that one pass carries at most, over all candidates: bounds memory whatever the size of the calibration set.
-SCAN_BATCH_TOKENS = 16384
 # Logits that exist at the same time, in single precision: 0.25 GiB.
 MAX_LOGITS = 2**26
 
@@ -67,6 +67,7 @@ LAYOUTS = (
     Layout(False, False),
     PLAIN,
 )
+MANY_LAYERS, NUM_LAYERS_TRIED, NUM_CHOICES_TRIED = 8, 4, 2  # by `choose_layout`
 MISFITS = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError)
 
 
@@ -74,7 +75,7 @@ def score_choices(
     model: PreTrainedModel,
     examples: list[ScoredExample],
     layout: Layout,
-    batch_tokens: int = SCAN_BATCH_TOKENS,
+    batch_tokens: int | None = None,
     is_shared: bool = True,
 ) -> torch.Tensor:
     """Return (choices,): the summed log-probability of each choice of each example, in nats, on the CPU.
@@ -88,7 +89,7 @@ def scan_layers(
     model: PreTrainedModel,
     examples: list[ScoredExample],
     layout: Layout,
-    batch_tokens: int = SCAN_BATCH_TOKENS,
+    batch_tokens: int | None = None,
     candidates: Iterable[int] | None = None,
     is_shared: bool = True,
 ) -> LayerScan:
@@ -101,7 +102,7 @@ def scan_layers(
         model: The model.
         examples: The calibration set.
         layout: From `choose_layout`.
-        batch_tokens: Tokens that one pass carries at most, over all candidates.
+        batch_tokens: Tokens that one pass carries at most, over all candidates; None: what is fast on the device.
         candidates: Numbers of the layers to leave out, in rising order; None: all.
         is_shared: Several processes share the batches; every one of them gets the whole result.
     """
@@ -120,18 +121,18 @@ def choose_layout(model: PreTrainedModel, examples: list[ScoredExample]) -> Layo
     """Find the fastest layout that is exact for this model, by trying it on the longest and the shortest example.
 
     The scores of the model's own forward pass, one choice at a time without padding and one pass per layer, are the
-    truth. A state that layers hand to each other, recurrence over a packed row, or a top-k that padding disturbs make a
+    truth, for two choices of both and, in a model of many layers, some of each kind. A state that layers hand to each other, recurrence over a packed row, or a top-k that padding disturbs make a
     faster layout inexact or impossible; then the next slower one is taken, and logged.
 
     Raises:
         UnsupportedArchitectureError: not even plain passes are possible.
     """
-    find_layers(model)
+    layers = _layers_to_try(model)
     by_length = sorted(examples, key=lambda example: example.num_tokens)
-    tried = [by_length[-1], by_length[0]]
+    tried = [_first_choices(example) for example in (by_length[-1], by_length[0])]
     with torch.autocast(next(model.parameters()).device.type, enabled=False):
         try:
-            truth = scan_layers(model, tried, ONE_BY_ONE, is_shared=False).log_probs
+            truth = scan_layers(model, tried, ONE_BY_ONE, candidates=layers, is_shared=False).log_probs
         except MISFITS as error:
             raise UnsupportedArchitectureError(
                 f"Layers of {type(model).__name__} cannot be left out one at a time ({type(error).__name__}: {error}). "
@@ -141,17 +142,36 @@ def choose_layout(model: PreTrainedModel, examples: list[ScoredExample]) -> Layo
         # Rounding of 16-bit weights differs between batch shapes; a wrong mask or state is off by whole nats.
         tolerance = num_scored * (1e-4 if model.dtype == torch.float32 else 5e-2)
         for layout in LAYOUTS:
-            problem = _misfit(model, tried, layout, truth, tolerance)
+            problem = _misfit(model, tried, layout, layers, truth, tolerance)
             if problem is None:
                 return layout
             logger.info("%s does not fit this model (%s), trying the next slower layout.", layout, problem)
     return ONE_BY_ONE
 
 
-def _misfit(model: PreTrainedModel, examples, layout: Layout, truth: torch.Tensor, tolerance: float) -> str | None:
+def _layers_to_try(model: PreTrainedModel) -> list[int]:
+    """Numbers of layers to leave out: all of a shallow model, else some over its depth, and two of each kind."""
+    stack = find_layers(model)
+    types = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    kinds: dict[tuple, list[int]] = {}
+    for number, layer in enumerate(stack):
+        kinds.setdefault((type(layer), *types[number : number + 1]), []).append(number)
+    spread = range(0, len(stack), 1 if len(stack) <= MANY_LAYERS else math.ceil(len(stack) / NUM_LAYERS_TRIED))
+    return sorted({*spread, *(number for of_kind in kinds.values() for number in (of_kind[0], of_kind[-1]))})
+
+
+def _first_choices(example: ScoredExample) -> ScoredExample:
+    labels = example.choice_labels[:NUM_CHOICES_TRIED]
+    return replace(example, choice_ids=example.choice_ids[:NUM_CHOICES_TRIED], choice_labels=labels, answer=0)
+
+
+def _misfit(
+    model: PreTrainedModel, examples, layout: Layout, layers: list[int], truth: torch.Tensor, tolerance: float
+) -> str | None:
     """Why a layout cannot be used; None: it gives the truth."""
     try:
-        error = (scan_layers(model, examples, layout, is_shared=False).log_probs - truth).abs().max().item()
+        found = scan_layers(model, examples, layout, candidates=layers, is_shared=False).log_probs
+        error = (found - truth).abs().max().item()
     except MISFITS as raised:
         return f"{type(raised).__name__}: {raised}"
     return None if error <= tolerance else f"off by {error:.3g} nats"
@@ -163,7 +183,7 @@ def _run(
     examples: list[ScoredExample],
     layout: Layout,
     candidates: list[int],
-    batch_tokens: int,
+    batch_tokens: int | None,
     is_shared: bool,
 ) -> LayerScan:
     """Run the model over all examples, each `candidates` layer left out in its own share of the batch."""
@@ -174,12 +194,13 @@ def _run(
     if not layout.is_batched:
         batch_tokens = 1
     elif not layout.crops_head:
-        batch_tokens = min(batch_tokens, MAX_LOGITS // model.get_output_embeddings().weight.shape[0])
+        most = MAX_LOGITS // model.get_output_embeddings().weight.shape[0]
+        batch_tokens = min(batch_tokens or most, most)
     model.eval()
     # Shown in a terminal, and only where it takes longer than a glance.
     progress = tqdm(total=len(examples), desc="Scoring", unit="examples", leave=False, delay=2, disable=None)
     try:
-        batches = make_batches(model, examples, layout.is_packed, batch_tokens // (1 + len(candidates)))
+        batches = make_batches(model, examples, layout.is_packed, batch_tokens, 1 + len(candidates))
         for batch in share(batches, model) if is_shared else batches:
             with _record_squares(stack, batch) as found, _stagger(stack, candidates, batch), plain_forward(model):
                 log_probs = _cropped(model, batch) if layout.crops_head else _whole(model, batch)
@@ -212,9 +233,7 @@ def _cropped(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     size = max(1, MAX_LOGITS // model.get_output_embeddings().weight.shape[0])
     log_probs = torch.zeros(len(hidden), len(batch.targets), device=hidden.device)
     for number, states in enumerate(hidden.flatten(0, 1).split(size)):
-        # The model's own head, with whatever scales and caps its forward pass applies to the logits.
-        with _returns(decoder, replace(output, last_hidden_state=states[None])):
-            logits = model(input_ids=batch.inputs["input_ids"][:1, :1], use_cache=False).logits[0]
+        logits = logits_of(model, decoder, replace(output, last_hidden_state=states[None]))[0]
         log_probs += _target_log_probs(logits, batch, len(hidden), number * size).to(log_probs.device)
     return log_probs
 
@@ -234,18 +253,6 @@ def _target_log_probs(logits: torch.Tensor, batch: Batch, num_copies: int, start
     places = places.clamp(0, len(logits) - 1)
     found = logits[places, batch.targets.to(logits.device)] - logits.logsumexp(-1)[places]
     return found.where(is_here, 0.0)
-
-
-@contextmanager
-def _returns(module: nn.Module, output) -> Iterator[None]:
-    """Let a module return `output` whatever it is given."""
-    if "forward" in module.__dict__:
-        raise RuntimeError("the decoder's forward is replaced already")
-    module.forward = lambda *args, **kwargs: output
-    try:
-        yield
-    finally:
-        del module.forward
 
 
 @contextmanager

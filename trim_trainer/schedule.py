@@ -1,6 +1,7 @@
 """When layers are dropped and how many: arithmetic on steps and epochs, no torch."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 # Share of an automatic schedule that is left after the last drop, to heal.
@@ -61,6 +62,7 @@ def plan_schedule(
     layers_per_trim: int = 1,
     trim_steps: float | None = None,
     trim_delay: float = 0,
+    save_depths: Collection[int] = (),
 ) -> TrimSchedule:
     """Spread the drops over a run of `total` steps (`strategy="steps"`) or epochs (`"epoch"`).
 
@@ -73,15 +75,19 @@ def plan_schedule(
         trim_steps: Steps between two drops; below 1 a share of `total`; None: as many as leave the last quarter of
             the run to heal. Epochs always have an interval of one.
         trim_delay: Steps or epochs before the first drop can happen.
+        save_depths: Depths that are not passed over: a trim that would drops fewer layers.
 
     Raises:
         ValueError: the run is too short to reach the target.
     """
-    num_trims = math.ceil((num_layers - target_layers) / layers_per_trim)
-    positions = _positions(num_trims, total, strategy, trim_steps, trim_delay)
-    if len(positions) < num_trims:
-        raise ValueError(_too_short(num_layers, target_layers, layers_per_trim, total, strategy, positions))
-    depths = [max(target_layers, num_layers - layers_per_trim * (i + 1)) for i in range(num_trims)]
+    stops = sorted({target_layers, *(depth for depth in save_depths if target_layers < depth < num_layers)})
+    depths: list[int] = []
+    while (depth := depths[-1] if depths else num_layers) > target_layers:
+        depths.append(max(depth - layers_per_trim, *(stop for stop in stops if stop < depth)))
+    positions = _positions(len(depths), total, strategy, trim_steps, trim_delay)
+    if len(positions) < len(depths):
+        reached = [num_layers, *depths][len(positions)]
+        raise ValueError(_too_short(num_layers, reached, target_layers, layers_per_trim, total, strategy, positions))
     return TrimSchedule(num_layers, strategy, tuple(zip(positions, depths, strict=False)))
 
 
@@ -98,10 +104,9 @@ def _positions(num_trims: int, total: float, strategy: str, trim_steps: float | 
     return [position for position in positions if position <= total]
 
 
-def _too_short(num_layers, target_layers, layers_per_trim, total, strategy, positions) -> str:
+def _too_short(num_layers, reached, target_layers, layers_per_trim, total, strategy, positions) -> str:
     unit, length = ("epochs", "`num_train_epochs`") if strategy == "epoch" else ("steps", "the number of steps")
     needed = num_layers - target_layers
-    reached = num_layers - layers_per_trim * len(positions)
     way_out = f"raise {length}, or set `layers_per_trim` to {math.ceil(needed / max(len(positions), 1))}"
     way_out += ', or set `trim_strategy` to "steps"' if strategy == "epoch" else ", or lower `trim_steps`"
     return (

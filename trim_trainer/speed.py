@@ -4,6 +4,7 @@ import platform
 import resource
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel
@@ -13,6 +14,7 @@ from .scan import plain_forward
 # Greedy decoding that is timed: long enough to drown the first token, short enough to run at each drop.
 NUM_TIMED_TOKENS = 16
 NUM_TIMED_RUNS = 5
+NUM_WARM_UP_TOKENS = 2
 PREFILL_SHAPE = (8, 128)  # prompts, tokens each
 
 
@@ -23,31 +25,39 @@ def measure_tokens_per_second(model: PreTrainedModel, num_runs: int = NUM_TIMED_
     machine can only make a run slower, so the best one says most about the model.
     """
     prompt = torch.ones(1, 8, dtype=torch.long, device=model.device)
-    options = {"attention_mask": torch.ones_like(prompt), "do_sample": False, "pad_token_id": 0}
-    options |= {"min_new_tokens": NUM_TIMED_TOKENS, "max_new_tokens": NUM_TIMED_TOKENS, "use_cache": True}
-    return NUM_TIMED_TOKENS / _best_seconds(model, lambda: model.generate(prompt, **options), num_runs)
+    options = {"attention_mask": torch.ones_like(prompt), "do_sample": False, "pad_token_id": 0, "use_cache": True}
+
+    def decode(num_tokens: int) -> None:
+        model.generate(prompt, **options, min_new_tokens=num_tokens, max_new_tokens=num_tokens)
+
+    warm_up = partial(decode, NUM_WARM_UP_TOKENS)
+    return NUM_TIMED_TOKENS / _best_seconds(model, partial(decode, NUM_TIMED_TOKENS), warm_up, num_runs)
 
 
 def measure_prefill_tokens_per_second(model: PreTrainedModel) -> float:
     """Tokens per second of one pass over eight prompts of 128 tokens: the best of five runs, as for decoding."""
     prompts = torch.ones(PREFILL_SHAPE, dtype=torch.long, device=model.device)
-    return prompts.numel() / _best_seconds(model, lambda: model(input_ids=prompts, use_cache=False, logits_to_keep=1))
+    run = partial(model, input_ids=prompts, use_cache=False, logits_to_keep=1)
+    return prompts.numel() / _best_seconds(model, run, run, NUM_TIMED_RUNS)
 
 
 @torch.no_grad()
-def _best_seconds(model: PreTrainedModel, run: Callable[[], object], num_runs: int = NUM_TIMED_RUNS) -> float:
+def _best_seconds(
+    model: PreTrainedModel, run: Callable[[], object], warm_up: Callable[[], object], num_runs: int
+) -> float:
     was_training = model.training
     model.eval()
     seconds = []
     with plain_forward(model), torch.autocast(model.device.type, enabled=False):
-        for _ in range(1 + num_runs):
+        warm_up()
+        for _ in range(num_runs):
             start = time.perf_counter()
             run()
             if model.device.type == "cuda":
                 torch.cuda.synchronize(model.device)
             seconds.append(time.perf_counter() - start)
     model.train(was_training)
-    return min(seconds[1:])  # the first run warms up
+    return min(seconds)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

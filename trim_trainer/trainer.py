@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, Trainer
@@ -16,11 +17,12 @@ from .calibration import ScoredExample, choose_metric, measure, scored_by, token
 from .checkpointing import CheckpointingTrainer
 from .checkpoints import find_checkpoint
 from .config import TrimConfig
+from .distillation import Teacher
 from .evaluation import measure_model
 from .freezing import choose_trained_layers, freeze_all_but, sync_optimizer
 from .history import Round, TrimHistory
 from .importance import CriterionLike, LayerScores, Settings, calibrate, choose_layers, criterion_name
-from .preflight import check_model, check_output_dir, split_calibration
+from .preflight import check_distillation, check_model, check_output_dir, split_calibration
 from .processes import from_main
 from .reports import log_drop
 from .rollback import QualityFloor
@@ -35,7 +37,7 @@ from .zero import rebuild_engine
 
 logger = logging.getLogger(__name__)
 
-NUM_RUNS_AT_DROPS = 2  # of timed decoding: a curve for the card, not the figure that it states
+NUM_RUNS_AT_DROPS = 1  # of timed decoding: a curve for the card, not the figure that it states
 
 
 class TrimTrainer(CheckpointingTrainer):
@@ -57,6 +59,8 @@ class TrimTrainer(CheckpointingTrainer):
         ValueError: a setting, a data set or the model cannot be trimmed; before anything is trained.
     """
 
+    is_compared = False  # with trimming runs: without a target, computes as they do, not bit for bit as SFTTrainer
+
     def __init__(
         self,
         model: "str | PreTrainedModel",
@@ -76,6 +80,11 @@ class TrimTrainer(CheckpointingTrainer):
                 train_dataset, eval_dataset, calibration_dataset, args
             )
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, *others, **kwargs)
+        if getattr(args, "distill_from", None) is not None:
+            check_distillation(self)
+            self._teacher = Teacher.load(
+                args.distill_from, args.distill_temperature, self.causal_lm, trust_remote_code=args.trust_remote_code
+            )
         if not is_trimming:
             return
         calibration_examples = self._tokenize_examples(calibration_dataset)
@@ -243,6 +252,7 @@ class TrimTrainer(CheckpointingTrainer):
             layers_per_trim=args.layers_per_trim,
             trim_steps=args.trim_steps,
             trim_delay=args.trim_delay,
+            save_depths=args.save_depths or (),
         )
         missing = sorted(set(args.save_depths or ()) - set(schedule.depths))
         if missing:
@@ -282,16 +292,25 @@ class TrimTrainer(CheckpointingTrainer):
         return super()._finalize_training(*args, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """As SFTTrainer does; on a CPU the head runs on the positions that count only."""
+        """As SFTTrainer does; on a CPU the head runs on the positions that count only. A teacher is listened to too."""
         if return_outputs or not self._can_select_positions:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        with scored_positions_only(self.causal_lm, inputs) as selected:
-            return super().compute_loss(model, selected, False, num_items_in_batch)
+        with scored_positions_only(self.causal_lm, inputs) as (selected, outputs):
+            loss = super().compute_loss(model, selected, False, num_items_in_batch)
+        if self._teacher is None or not self.model.training:
+            return loss
+        divergence = self._teacher.divergence(self.causal_lm, outputs[-1], inputs)
+        num_tokens = outputs[-1].last_hidden_state.shape[1] if num_items_in_batch is None else num_items_in_batch
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            divergence = divergence * self.accelerator.num_processes  # as SFTTrainer scales its loss
+        weight = self.args.distill_weight
+        return (1 - weight) * loss + weight * divergence / torch.as_tensor(num_tokens).clamp(min=1)
 
     @cached_property
     def _can_select_positions(self) -> bool:
         is_usual = self.compute_loss_func is None and self.label_smoother is None and not self.args.torch_compile
-        return self.history is not None and is_usual and scores_every_position(self.args.device)
+        is_cheaper = scores_every_position(self.args.device) and (self.history is not None or self.is_compared)
+        return self._teacher is not None or (is_usual and is_cheaper)
 
     # Measuring, logging and saving.
 
