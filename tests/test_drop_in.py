@@ -201,8 +201,7 @@ def test_drops_depth_and_importance_appear_in_tensorboard(train, tmp_path, monke
     assert {"train/trim_layer", "train/trim_layer_2", "train/trim_score"} <= set(events.Tags()["scalars"])
 
 
-def test_and_in_trackio(train, tmp_path, monkeypatch):
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+def test_and_in_trackio(train):
     storage = pytest.importorskip("trackio.sqlite_storage")
     settings = {"report_to": "trackio", "project": "tiny", "run_name": "trimmed"}
     train(Scenario(settings=settings), TrimTrainer, TrimConfig, target_layers=4)
