@@ -6,9 +6,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
 os.environ.setdefault("CI", "true")  # TRL sends no telemetry
-os.environ["TRACKIO_DIR"] = tempfile.mkdtemp(
-    prefix="trackio-"
-)  # read when trackio is imported, by whatever test is first
+os.environ["TRACKIO_DIR"] = tempfile.mkdtemp(prefix="trackio-")  # read once, by whatever test imports it first
 
 import pytest
 import torch
