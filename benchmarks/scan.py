@@ -5,8 +5,7 @@
 50 multiple-choice examples with 4 choices on SmolLM2-135M-Instruct and on a Qwen3 of like size with random weights,
 float32. Plain: the model's own forward pass, a row per choice in batches, once per layer that is left out; one row: the
 same without batches, as evaluation loops mostly do it. `--shots 5` puts the same five solved examples in front of each
-question, as few-shot evaluation does; `--data FILE` takes questions of your own (`prompt`, `choices`, `answer` in JSON
-lines; or `question` for the prompt). Every measurement runs in a process of its own, one after the other,
+question, as few-shot evaluation does. Every measurement runs in a process of its own, one after the other,
 so that its peak memory is its own; the time is that of the calibration alone. Takes an hour on 2 cores.
 """
 
@@ -51,43 +50,21 @@ def load(name: str, num_layers: int | None):
     return model.eval()
 
 
-def draw_examples(num_examples: int, num_shots: int, data: str | None) -> list[dict]:
-    """Questions on ICD-10, or those of a file, behind the same solved examples each."""
-    if data is None:
-        splits = draw_icd10_examples()
-        solved, rows = list(splits["train"]), list(splits["test"])
-    else:
-        rows = [as_example(json.loads(line)) for line in Path(data).read_text(encoding="utf-8").splitlines()]
-        solved, rows = rows[num_examples:], rows
-    shots = [f"{shot['prompt']}{shot['completion']}\n\n" for shot in solved[:num_shots]]
-    return [{**row, "prompt": "".join(shots) + row["prompt"]} for row in rows[:num_examples]]
-
-
-def as_example(row: dict) -> dict:
-    """A line of the file as multiple choice in the columns of TRL."""
-    if "prompt" not in row:
-        row = {
-            "prompt": f"Question: {row['question']}\nAnswer:",
-            "choices": [f" {each}" for each in row["choices"]],
-        } | {"answer": row["answer"]}
-    return row | {"completion": row["choices"][row["answer"]]}
+def draw_examples(num_examples: int, num_shots: int) -> list[dict]:
+    """ICD-10 questions, behind the same solved examples each."""
+    splits = draw_icd10_examples()
+    shots = [f"{shot['prompt']}{shot['completion']}\n\n" for shot in list(splits["train"])[:num_shots]]
+    return [{**row, "prompt": "".join(shots) + row["prompt"]} for row in list(splits["test"])[:num_examples]]
 
 
 def measure(
-    mode: str,
-    name: str,
-    metric: str,
-    num_shots: int,
-    num_examples: int,
-    num_layers: int | None,
-    data: str | None,
-    output: str,
+    mode: str, name: str, metric: str, num_shots: int, num_examples: int, num_layers: int | None, output: str
 ) -> None:
     """Calibrate once and write what was found; runs in a process of its own."""
     logging.set_verbosity_error()
     model = load(name, num_layers)
     tokenizer = AutoTokenizer.from_pretrained(prepare_smollm2())
-    examples = scored_by(metric, tokenize_examples(draw_examples(num_examples, num_shots, data), tokenizer))
+    examples = scored_by(metric, tokenize_examples(draw_examples(num_examples, num_shots), tokenizer))
     layout = WAYS[mode] or choose_layout(model, examples)
     scan_layers(model, examples[:2], layout, candidates=[0])  # warms up
     started = time.perf_counter()
@@ -110,31 +87,29 @@ def measure(
             "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
             "layout": str(layout),
             "tokens": sum(example.num_tokens for example in examples),
-            "prompt_tokens": sum(len(example.prompt_ids) for example in examples),
         },
         output,
     )
 
 
-def in_process(
-    mode: str, name: str, metric: str, num_shots=0, num_examples=NUM_EXAMPLES, num_layers=None, data=None
-) -> dict:
+def in_process(mode: str, name: str, metric: str, num_shots=0, num_examples=NUM_EXAMPLES, num_layers=None) -> dict:
     """Run one measurement in a fresh process."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "result.pt"
-        task = [mode, name, metric, num_shots, num_examples, num_layers, data, str(output)]
+        task = [mode, name, metric, num_shots, num_examples, num_layers, str(output)]
         subprocess.run([sys.executable, __file__, "--task", json.dumps(task)], check=True)
         return torch.load(output)
 
 
-def compare(name: str, metric: str, num_shots: int, ways: list[str], data: str | None) -> None:
+def compare(name: str, metric: str, num_shots: int, ways: list[str]) -> None:
     """Print the ways next to each other."""
     results = {}
     for mode in ways:
-        results[mode] = result = in_process(mode, name, metric, num_shots, data=data)
+        results[mode] = result = in_process(mode, name, metric, num_shots)
         if len(results) == 1:
-            lengths = f"{result['tokens']} tokens, of them {result['prompt_tokens']} of prompts"
-            print(f"\n{name}, {metric}, {num_shots} shots, {NUM_EXAMPLES} examples, {lengths}, each once")
+            print(
+                f"\n{name}, {metric}, {num_shots} shots, {NUM_EXAMPLES} examples, {result['tokens']} tokens, each once"
+            )
         ratios = [
             f"{results[other]['seconds'] / result['seconds']:5.1f}× {other}" for other in ways[:2] if other in results
         ]
@@ -176,7 +151,6 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["smollm2", "qwen3"], choices=("smollm2", "qwen3"))
     parser.add_argument("--metrics", nargs="+", default=["accuracy", "loss"], choices=("accuracy", "loss"))
     parser.add_argument("--shots", type=int, default=0, help="solved examples in front of each question")
-    parser.add_argument("--data", help="JSON lines with questions of your own")
     parser.add_argument("--ways", nargs="+", default=[*WAYS], choices=[*WAYS])
     options = parser.parse_args()
     if options.task:
@@ -186,7 +160,7 @@ def main() -> None:
     if options.only != "growth":
         for name in options.models:
             for metric in options.metrics:
-                compare(name, metric, options.shots, options.ways, options.data)
+                compare(name, metric, options.shots, options.ways)
     if options.only != "compare":
         growth("smollm2")
 
