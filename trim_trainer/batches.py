@@ -74,6 +74,11 @@ class _Part:
         return self.group[0] == 0
 
 
+def fast_batch_tokens(model: PreTrainedModel) -> int:
+    """How many tokens a pass carries where nobody says it."""
+    return BATCH_TOKENS_ON_CPU if next(model.parameters()).device.type == "cpu" else BATCH_TOKENS
+
+
 def make_batches(
     model: PreTrainedModel,
     examples: list[ScoredExample],
@@ -86,9 +91,7 @@ def make_batches(
     None: as many as are fast on the model's device. There, examples behind one beginning share a longer row.
     """
     row_tokens = (batch_tokens or BATCH_TOKENS) // num_copies
-    if batch_tokens is None and next(model.parameters()).device.type == "cpu":
-        batch_tokens = BATCH_TOKENS_ON_CPU
-    pass_tokens = (batch_tokens or BATCH_TOKENS) // num_copies
+    pass_tokens = (batch_tokens or fast_batch_tokens(model)) // num_copies
     parts, first = [], 0
     for number, example in enumerate(examples):
         choices = range(len(example.choice_ids))

@@ -1,6 +1,5 @@
 """Learning from a teacher of full depth while layers drop: its distribution at each scored position, computed once."""
 
-import logging
 from pathlib import Path
 
 import torch
@@ -8,9 +7,8 @@ from torch.nn.functional import kl_div, log_softmax
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .calibration import IGNORED
 from .scored_positions import logits_of, scored_positions_only
-
-logger = logging.getLogger(__name__)
 
 TARGETS_NAME = "distillation.pt"  # beside a checkpoint
 NUM_KEPT = 64  # most likely tokens of a position; all others together are one more outcome
@@ -61,7 +59,7 @@ class Teacher:
         found = self._coarse(logits_of(student, student.base_model, output)[0], tokens)
         return kl_div(found, log_probs, reduction="sum", log_target=True) * self.temperature**2
 
-    def _coarse(self, logits: torch.Tensor, tokens: torch.Tensor | None) -> torch.Tensor:
+    def _coarse(self, logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Log-probabilities (scored, kept + 1) of these tokens and of all others together."""
         every = log_softmax(logits.float() / self.temperature, -1)
         kept = every.gather(-1, tokens)
@@ -94,13 +92,12 @@ class Teacher:
             name: value[rows] if isinstance(value, torch.Tensor) and value.ndim and len(value) == size else value
             for name, value in inputs.items()
         }
-        with scored_positions_only(self.model, part) as (selected, outputs):
+        with scored_positions_only(self.model, part) as (selected, _):
             selected.pop("shift_labels")
-            self.model.base_model(**selected | {"use_cache": False})
-        logits = logits_of(self.model, self.model.base_model, outputs[0])[0]
+            logits = self.model(**selected | {"use_cache": False}).logits[0]
         tokens = logits.topk(min(NUM_KEPT, logits.shape[-1] - 1)).indices
         log_probs = self._coarse(logits, tokens)
-        counts = (part["labels"][:, 1:] != -100).sum(1).tolist()
+        counts = (part["labels"][:, 1:] != IGNORED).sum(1).tolist()
         parts = zip(tokens.int().cpu().split(counts), log_probs.cpu().split(counts), strict=True)
         for row, (row_tokens, row_log_probs) in zip(rows, parts, strict=True):
             self._targets[keys[row]] = (row_tokens.clone(), row_log_probs.clone())

@@ -68,8 +68,9 @@ class RecipeArguments(ScriptArguments):
     )
 
     def __post_init__(self):
-        for entry in fields(RecipeArguments):  # numbers on the command line can be "none"; names can then too
-            if isinstance(value := getattr(self, entry.name), str) and value.lower() == "none":
+        # TRL's parser reads "none" and "null" as None where a number is optional; here, where a name is, too.
+        for entry in fields(self):
+            if entry.default is None and str(getattr(self, entry.name)).lower() in ("none", "null"):
                 setattr(self, entry.name, None)
 
     @property

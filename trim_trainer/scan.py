@@ -11,8 +11,8 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from .architectures import UnsupportedArchitectureError, find_architecture, find_decoder, find_layers
-from .batches import Batch, make_batches
+from .architectures import UnsupportedArchitectureError, find_architecture, find_decoder, find_layers, text_config
+from .batches import Batch, fast_batch_tokens, make_batches
 from .calibration import ScoredExample
 from .processes import share, sum_over_processes
 from .scored_positions import logits_of
@@ -121,8 +121,9 @@ def choose_layout(model: PreTrainedModel, examples: list[ScoredExample]) -> Layo
     """Find the fastest layout that is exact for this model, by trying it on the longest and the shortest example.
 
     The scores of the model's own forward pass, one choice at a time without padding and one pass per layer, are the
-    truth, for two choices of both and, in a model of many layers, some of each kind. A state that layers hand to each other, recurrence over a packed row, or a top-k that padding disturbs make a
-    faster layout inexact or impossible; then the next slower one is taken, and logged.
+    truth, for two choices of both and, in a model of many layers, some of each kind. A state that layers hand to each
+    other, recurrence over a packed row, or a top-k that padding disturbs make a faster layout inexact or impossible; then
+    the next slower one is taken, and logged.
 
     Raises:
         UnsupportedArchitectureError: not even plain passes are possible.
@@ -152,7 +153,7 @@ def choose_layout(model: PreTrainedModel, examples: list[ScoredExample]) -> Layo
 def _layers_to_try(model: PreTrainedModel) -> list[int]:
     """Numbers of layers to leave out: all of a shallow model, else some over its depth, and two of each kind."""
     stack = find_layers(model)
-    types = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    types = getattr(text_config(model.config), "layer_types", None) or ()
     kinds: dict[tuple, list[int]] = {}
     for number, layer in enumerate(stack):
         kinds.setdefault((type(layer), *types[number : number + 1]), []).append(number)
@@ -195,7 +196,7 @@ def _run(
         batch_tokens = 1
     elif not layout.crops_head:
         most = MAX_LOGITS // model.get_output_embeddings().weight.shape[0]
-        batch_tokens = min(batch_tokens or most, most)
+        batch_tokens = min(batch_tokens or fast_batch_tokens(model), most)
     model.eval()
     # Shown in a terminal, and only where it takes longer than a glance.
     progress = tqdm(total=len(examples), desc="Scoring", unit="examples", leave=False, delay=2, disable=None)

@@ -80,15 +80,15 @@ def plan_schedule(
     Raises:
         ValueError: the run is too short to reach the target.
     """
-    stops = sorted({target_layers, *(depth for depth in save_depths if target_layers < depth < num_layers)})
-    depths: list[int] = []
-    while (depth := depths[-1] if depths else num_layers) > target_layers:
-        depths.append(max(depth - layers_per_trim, *(stop for stop in stops if stop < depth)))
-    positions = _positions(len(depths), total, strategy, trim_steps, trim_delay)
-    if len(positions) < len(depths):
-        reached = [num_layers, *depths][len(positions)]
+    stops = {target_layers, *(depth for depth in save_depths if depth > target_layers)}
+    depths = [num_layers]
+    while depths[-1] > target_layers:
+        depths.append(max(depths[-1] - layers_per_trim, *(stop for stop in stops if stop < depths[-1])))
+    positions = _positions(len(depths) - 1, total, strategy, trim_steps, trim_delay)
+    if len(positions) < len(depths) - 1:
+        reached = depths[len(positions)]
         raise ValueError(_too_short(num_layers, reached, target_layers, layers_per_trim, total, strategy, positions))
-    return TrimSchedule(num_layers, strategy, tuple(zip(positions, depths, strict=False)))
+    return TrimSchedule(num_layers, strategy, tuple(zip(positions, depths[1:], strict=False)))
 
 
 def _positions(num_trims: int, total: float, strategy: str, trim_steps: float | None, delay: float) -> list[int]:

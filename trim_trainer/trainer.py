@@ -302,7 +302,7 @@ class TrimTrainer(CheckpointingTrainer):
         divergence = self._teacher.divergence(self.causal_lm, outputs[-1], inputs)
         num_tokens = outputs[-1].last_hidden_state.shape[1] if num_items_in_batch is None else num_items_in_batch
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            divergence = divergence * self.accelerator.num_processes  # as SFTTrainer scales its loss
+            divergence = divergence * (self.accelerator.num_processes // self.get_tp_size())  # as SFTTrainer's loss
         weight = self.args.distill_weight
         return (1 - weight) * loss + weight * divergence / torch.as_tensor(num_tokens).clamp(min=1)
 
