@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from trim_trainer import droppable_layers, verify_checkpoint
 from trim_trainer.architectures import LayerConstraintError, UnsupportedArchitectureError, find_stacks
+from trim_trainer.full_depth import full_depth_twin
 from trim_trainer.surgery import drop_layers
 
 AUTO = {"causal": AutoModelForCausalLM, "image-text": AutoModelForImageTextToText}
@@ -100,6 +101,7 @@ def try_drop(name, kind, model, inputs, layers):
         trimmed.save_pretrained(folder)
         if layers == DROP_SETS[0] and can_generate(name, kind, inputs):
             verify_checkpoint(folder, trimmed)
+            generate_at_full_depth(model, trimmed, inputs)
         loaded, info = AUTO[kind].from_pretrained(folder, output_loading_info=True)
     return replace(outcome, problem=find_problem(name, kind, trimmed, loaded, info, expected, inputs))
 
@@ -129,6 +131,13 @@ def generate(model, inputs):
     return model.generate(
         **inputs, do_sample=False, min_new_tokens=8, max_new_tokens=8, pad_token_id=0, use_cache=True
     )
+
+
+def generate_at_full_depth(model, trimmed, inputs):
+    """The twin that is timed beside a trimmed model runs, where there is one."""
+    kept = [layer for layer in range(len(next(iter(find_stacks(model).values())))) if layer not in DROP_SETS[0]]
+    if twin := full_depth_twin(trimmed, model.config, kept):
+        generate(twin, inputs)
 
 
 def assert_refused(model, inputs, layers, error):

@@ -116,6 +116,22 @@ def test_it_reaches_the_target_and_leaves_a_standard_checkpoint(make_trainer, tm
     assert logged == [5, 4, 3]
 
 
+def test_both_depths_are_timed_at_the_end(make_trainer, monkeypatch):
+    """A machine that is slower or faster at the end does not change the ratio that the card states."""
+    timed = []
+
+    def measure(models):
+        timed.append([len(find_layers(model)) for model in models])
+        return [30.0, 60.0]
+
+    monkeypatch.setattr("trim_trainer.trainer.measure_in_turns", measure)
+    trainer = make_trainer(target_layers=3)
+    trainer.train()
+    assert timed == [[6, 3]]
+    before, after = trainer.history.measured("untrimmed"), trainer.history.measured("trimmed")
+    assert (before.tokens_per_second, after.tokens_per_second) == (30.0, 60.0)
+
+
 def test_each_drop_is_the_layer_that_hurts_least(make_trainer):
     trainer = make_trainer(target_layers=3, calibration_metric="loss")
     trainer.train()

@@ -3,7 +3,7 @@
 import platform
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -32,6 +32,12 @@ def measure_tokens_per_second(model: PreTrainedModel, num_runs: int = NUM_TIMED_
 
     warm_up = partial(decode, NUM_WARM_UP_TOKENS)
     return NUM_TIMED_TOKENS / _best_seconds(model, partial(decode, NUM_TIMED_TOKENS), warm_up, num_runs)
+
+
+def measure_in_turns(models: Sequence[PreTrainedModel]) -> list[float]:
+    """Tokens per second of each model, as above, with the runs of the models in turns: other load meets all of them."""
+    runs = [[measure_tokens_per_second(model, num_runs=1) for model in models] for _ in range(NUM_TIMED_RUNS)]
+    return [max(of_model) for of_model in zip(*runs, strict=True)]
 
 
 def measure_prefill_tokens_per_second(model: PreTrainedModel) -> float:

@@ -1,5 +1,6 @@
 """TrimTrainer: SFTTrainer that scores, chooses and drops decoder layers between its own steps."""
 
+import copy
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from .config import TrimConfig
 from .distillation import Teacher
 from .evaluation import measure_model
 from .freezing import choose_trained_layers, freeze_all_but, sync_optimizer
+from .full_depth import full_depth_twin
 from .history import Round, TrimHistory
 from .importance import CriterionLike, LayerScores, Settings, calibrate, choose_layers, criterion_name
 from .preflight import check_distillation, check_model, check_output_dir, split_calibration
@@ -30,7 +32,7 @@ from .runtimes import runtime_caveats
 from .scan import Layout, choose_layout, score_choices
 from .schedule import plan_schedule
 from .scored_positions import scored_positions_only, scores_every_position
-from .speed import measure_tokens_per_second
+from .speed import measure_in_turns, measure_tokens_per_second
 from .surgery import is_quantized
 from .wrapping import rewrap
 from .zero import rebuild_engine
@@ -94,6 +96,7 @@ class TrimTrainer(CheckpointingTrainer):
         self._calibration_examples = scored_by(metric, calibration_examples)
         self._floor = QualityFloor(args.max_metric_drop, metric)
         self._keep_untrimmed()
+        self._untrimmed_config = copy.deepcopy(self.causal_lm.config)
         self.history = TrimHistory(
             num_layers=num_layers,
             target_layers=target,
@@ -352,6 +355,19 @@ class TrimTrainer(CheckpointingTrainer):
         with self._scoring():
             measured = measure_model(name, self.causal_lm, self._evaluation_examples, self.layout)
         self.history = self.history.add(from_main(measured))
+        if name == "trimmed":
+            self._time_both()
+
+    def _time_both(self) -> None:
+        """Time the untrimmed depth again beside this one: a machine is rarely as idle at the end as at the beginning."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return
+        twin = full_depth_twin(self.causal_lm, self._untrimmed_config, self.history.kept)
+        if twin is None:
+            return
+        speeds = from_main(measure_in_turns([twin, self.causal_lm]))
+        for name, speed in zip(("untrimmed", "trimmed"), speeds, strict=True):
+            self.history = self.history.add(replace(self.history.measured(name), tokens_per_second=speed))
 
     def _calibration_metric(self) -> float:
         return self._score(self._calibration_examples, self.history.calibration_metric)

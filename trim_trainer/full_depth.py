@@ -1,0 +1,57 @@
+"""A model of full depth made of the weights of a trimmed one, to time the two side by side."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from .architectures import find_stacks
+from .blueprint import build, tensor_shapes
+
+
+def full_depth_twin(model: PreTrainedModel, config: PretrainedConfig, kept: Sequence[int]) -> PreTrainedModel | None:
+    """Return a model of the untrimmed config that holds no tensor of its own.
+
+    A dropped layer's place is taken by a kept one of the same shapes: the least used of them, and of these the farthest,
+    whose weights have left the caches. The twin computes something else than the untrimmed model, at its speed.
+
+    Args:
+        model: The trimmed model.
+        config: Of the untrimmed one.
+        kept: Numbers, in the untrimmed model, of the layers of `model`.
+
+    Returns:
+        None: weights outside the layers depend on the depth, or no kept layer has the shapes of a dropped one.
+    """
+    twin = build(type(model), config).eval()
+    modules = dict(model.named_modules(remove_duplicate=False))
+    inside, pairs = set(), []
+    for name, stack in find_stacks(twin).items():
+        layers = [modules[f"{name}.{new}"] for new in range(len(kept))]
+        uses = Counter()
+        for number, layer in enumerate(stack):
+            inside |= set(layer.modules())
+            alike = [new for new, each in enumerate(layers) if tensor_shapes(each) == tensor_shapes(layer)]
+            if not alike:
+                return None
+            best = min(alike, key=lambda new: (kept[new] != number, uses[new], -abs(kept[new] - number)))
+            uses[best] += number not in kept
+            sources = dict(layers[best].named_modules())
+            pairs += [(module, sources.get(name)) for name, module in layer.named_modules()]
+    pairs += [
+        (module, modules.get(name))
+        for name, module in twin.named_modules(remove_duplicate=False)
+        if module not in inside
+    ]
+    return twin if all([_share_tensors(module, source) for module, source in pairs]) else None
+
+
+def _share_tensors(module: nn.Module, source: nn.Module | None) -> bool:
+    """Let a module use the tensors of another; say whether it could."""
+    for kind in ("_parameters", "_buffers"):
+        own, others = vars(module)[kind], {} if source is None else vars(source)[kind]
+        if any(each is not None and getattr(others.get(name), "shape", None) != each.shape for name, each in own.items()):
+            return False
+        own.update({name: others.get(name) for name in own})
+    return True
