@@ -51,7 +51,9 @@ def _share_tensors(module: nn.Module, source: nn.Module | None) -> bool:
     """Let a module use the tensors of another; say whether it could."""
     for kind in ("_parameters", "_buffers"):
         own, others = vars(module)[kind], {} if source is None else vars(source)[kind]
-        if any(each is not None and getattr(others.get(name), "shape", None) != each.shape for name, each in own.items()):
+        if any(
+            each is not None and getattr(others.get(name), "shape", None) != each.shape for name, each in own.items()
+        ):
             return False
         own.update({name: others.get(name) for name in own})
     return True
