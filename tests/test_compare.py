@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from trim_trainer.cli import main
 from trim_trainer.compare import Cell, CellResult, group
-from trim_trainer.comparison_report import tabulate
+from trim_trainer.comparison_report import STYLES, tabulate
 from trim_trainer.methods import METHODS
 
 
@@ -88,6 +88,11 @@ def test_table_picture_and_numbers_are_saved(compared):
     assert len(json.loads((output / "comparison.json").read_text())) == 4
 
 
+def test_every_method_has_a_line_of_its_own():
+    assert STYLES.keys() == {name for name, method in METHODS.items() if method.drops != "never"}
+    assert len({style for style, _ in STYLES.values()}) == len(STYLES)
+
+
 def test_what_is_finished_is_not_run_again_and_other_settings_are_refused(compared, capsys):
     arguments, output = compared
     times = {path: path.stat().st_mtime_ns for path in output.rglob("result.json")}
@@ -100,7 +105,7 @@ def test_what_is_finished_is_not_run_again_and_other_settings_are_refused(compar
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in ("full", "progressive")])
-def test_every_control_drops_before_training(method, recipe, tmp_path):
+def test_every_control_drops_to_the_depth(method, recipe, tmp_path):
     arguments = ["--config", str(recipe), "--methods", method, "--seeds", "0", "--output_dir", str(tmp_path)]
     assert main(["compare", *arguments]) == 0
     (result,) = results(tmp_path).values()

@@ -45,11 +45,11 @@ class Cell:
 
     def recipe(self, arguments: list[str], folder: Path) -> Recipe:
         """The recipe with what this cell changes."""
+        method = METHODS[self.method]
         changes = {"learning_rate": self.learning_rate, "seed": self.seed, "output_dir": folder, "save_strategy": "no"}
-        changes |= {
-            "target_layers": self.depth if METHODS[self.method].is_progressive else "none",
-            "target_ratio": "none",
-        }
+        changes |= {"target_layers": self.depth if method.drops == "while" else "none", "target_ratio": "none"}
+        if method.drops == "while" and method.criterion is not None:
+            changes["importance"] = method.criterion
         options = [word for name, value in changes.items() for word in (f"--{name}", str(value))]
         return parse_recipe([*arguments, *options, "--overwrite_output_dir"], prog="trim-trainer compare")
 
@@ -100,7 +100,7 @@ class Comparison:
             ValueError: the folder holds cells of other settings.
         """
         for method in self.methods:
-            for depth in [num_layers] if METHODS[method].is_full_depth else self.depths:
+            for depth in [num_layers] if METHODS[method].drops == "never" else self.depths:
                 first = [self._cell(Cell(method, depth, self.seeds[0], rate)) for rate in self.learning_rates]
                 best = min(first, key=lambda result: result.selection_loss)
                 yield best
@@ -141,11 +141,11 @@ def run_cell(cell: Cell, arguments: Iterable[str], tasks: Iterable[Task], folder
     train, calibration = split_calibration(
         splits[script.dataset_train_split], test, held_out, recipe.training_args
     )  # the same for all methods, also for those that need none
-    trainer = make_trainer(recipe, train, None, calibration if method.is_progressive else None)
+    trainer = make_trainer(recipe, train, None, calibration if method.drops == "while" else None)
     trainer.is_compared = True
     started = time.perf_counter()
     one_shot = None
-    if method.criterion is not None:
+    if method.drops == "before":
         one_shot = drop_before_training(trainer, method, calibration, cell.depth)
     trainer.train()
     train_seconds = time.perf_counter() - started

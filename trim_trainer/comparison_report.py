@@ -8,13 +8,13 @@ from matplotlib.figure import Figure
 
 from .compare import Row
 from .methods import METHODS
-from .plots import ACCENT, INK, MUTED
+from .plots import ACCENT, INK, MUTED, label_by_depth
 
 TABLE, PLOT, NUMBERS = "comparison.md", "comparison.png", "comparison.json"
 # Line styles that stay apart in black and white too.
 STYLES = {
-    "progressive": ("o-", ACCENT), "one_shot": ("s--", INK), "block_influence": ("^:", "#3b7dd8"),
-    "tail": ("v-.", "#2f9e77"), "tail_head": ("D:", "#b07d2b"), "random": ("x:", MUTED),
+    "progressive": ("o-", ACCENT), "progressive_tail": ("P-", "#8e4ec6"), "one_shot": ("s--", INK),
+    "block_influence": ("^:", "#3b7dd8"), "tail": ("v-.", "#2f9e77"), "tail_head": ("D:", "#b07d2b"), "random": ("x:", MUTED),
 }  # fmt: skip
 
 
@@ -77,7 +77,7 @@ def plot_rows(rows: list[Row], path: str | Path) -> None:
     for method in dict.fromkeys(row.method for row in rows):
         found = [(row.depth, row.quality("recipe", name)) for row in rows if row.method == method]
         title = METHODS[method].title
-        if METHODS[method].is_full_depth:
+        if METHODS[method].drops == "never":
             mean, low, high = found[0][1]
             axes.axhline(mean, color=MUTED, linewidth=1, label=title)
             axes.axhspan(low, high, color=MUTED, alpha=0.2)
@@ -86,11 +86,5 @@ def plot_rows(rows: list[Row], path: str | Path) -> None:
         depths, means = [depth for depth, _ in found], [quality[0] for _, quality in found]
         errors = [[mean - low for _, (mean, low, _) in found], [high - mean for _, (mean, _, high) in found]]
         axes.errorbar(depths, means, yerr=errors, fmt=style, color=color, capsize=3, label=title)
-    axes.invert_xaxis()
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_xlabel("depth (layers)")
-    axes.set_ylabel(f"{name} on the evaluation set")
-    axes.set_title("Bars and band: 95 % confidence interval", loc="left", color=INK)
-    axes.grid(color=MUTED, alpha=0.3)
-    axes.legend(frameon=False, fontsize=8)
+    label_by_depth(axes, f"{name} on the evaluation set", "Bars and band: 95 % confidence interval")
     figure.savefig(path, dpi=120, metadata={"Software": None})

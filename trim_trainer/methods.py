@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 from transformers import PreTrainedModel
 
@@ -20,29 +21,25 @@ class Method:
 
     Attributes:
         title: What tables and plots call it.
-        criterion: By which layers are dropped before training, a name in `CRITERIA`; "" is the recipe's own; None: no
-            layer is dropped before training.
-        is_progressive: Whether layers are dropped while it trains, as the recipe says.
+        criterion: By which layers are dropped, a name in `CRITERIA`; None: the recipe's own.
+        drops: When layers are dropped: `"never"`, `"before"` training all at once, or `"while"` it trains, as the recipe
+            says.
         num_last_trained: Train only the head and so many of the last layers; None: what the recipe says.
         paper: Where it comes from.
     """
 
     title: str
+    drops: Literal["never", "before", "while"] = "before"
     criterion: str | None = None
-    is_progressive: bool = False
     num_last_trained: int | None = None
     paper: str | None = None
 
-    @property
-    def is_full_depth(self) -> bool:
-        """Whether no layer is dropped at all."""
-        return self.criterion is None and not self.is_progressive
-
 
 METHODS = {
-    "full": Method("full depth"),
-    "progressive": Method("progressive", is_progressive=True, paper="https://huggingface.co/papers/2412.11242"),
-    "one_shot": Method("one-shot, same criterion", criterion=""),
+    "full": Method("full depth", drops="never"),
+    "progressive": Method("progressive", drops="while", paper="https://huggingface.co/papers/2412.11242"),
+    "progressive_tail": Method("progressive, last layers", drops="while", criterion="tail"),
+    "one_shot": Method("one-shot, same criterion"),
     "block_influence": Method(
         "one-shot, block influence", criterion="block_influence", paper="https://huggingface.co/papers/2403.03853"
     ),
@@ -68,7 +65,7 @@ def drop_before_training(trainer: TrimTrainer, method: Method, calibration, dept
 
     Args:
         trainer: Without a target, so that it trains what it is given.
-        method: With a criterion.
+        method: One that drops before training.
         calibration: Examples on which layers are scored.
         depth: To reach, in layers.
     """

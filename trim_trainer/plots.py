@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .history import TrimHistory
@@ -47,14 +48,19 @@ def plot_metric(history: TrimHistory, path: str | Path) -> None:
     axes.plot(*zip(*healed, strict=True), "o-", color=INK, label="after training at this depth")
     if fresh:
         axes.plot(*zip(*fresh, strict=True), "v", color=ACCENT, label="right after the drop")
+    label_by_depth(axes, f"{history.calibration_metric}, n = {history.calibration_size}", "Calibration set")
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+
+
+def label_by_depth(axes: Axes, what: str, title: str) -> None:
+    """Label a plot of `what` against depth, which falls to the right as a run goes on."""
     axes.invert_xaxis()
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("depth (layers)")
-    axes.set_ylabel(f"{history.calibration_metric}, n = {history.calibration_size}")
-    axes.set_title("Calibration set", loc="left", color=INK)
+    axes.set_ylabel(what)
+    axes.set_title(title, loc="left", color=INK)
     axes.grid(color=MUTED, alpha=0.3)
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=120, metadata={"Software": None})
+    axes.legend(frameon=False, fontsize=8)
 
 
 def plot_layers(scores: list[float], droppable: list[bool], criterion: str, path: str | Path) -> None:
