@@ -9,7 +9,7 @@ import zoo
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from trim_trainer import droppable_layers, verify_checkpoint
-from trim_trainer.architectures import LayerConstraintError, UnsupportedArchitectureError, find_stacks
+from trim_trainer.architectures import LayerConstraintError, UnsupportedArchitectureError, find_stacks, num_layers
 from trim_trainer.full_depth import full_depth_twin
 from trim_trainer.surgery import drop_layers
 
@@ -135,7 +135,7 @@ def generate(model, inputs):
 
 def generate_at_full_depth(model, trimmed, inputs):
     """The twin that is timed beside a trimmed model runs, where there is one."""
-    kept = [layer for layer in range(len(next(iter(find_stacks(model).values())))) if layer not in DROP_SETS[0]]
+    kept = [layer for layer in range(num_layers(model.config)) if layer not in DROP_SETS[0]]
     if twin := full_depth_twin(trimmed, model.config, kept):
         generate(twin, inputs)
 

@@ -47,9 +47,11 @@ class Cell:
         """The recipe with what this cell changes."""
         method = METHODS[self.method]
         changes = {"learning_rate": self.learning_rate, "seed": self.seed, "output_dir": folder, "save_strategy": "no"}
-        changes |= {"target_layers": self.depth if method.drops == "while" else "none", "target_ratio": "none"}
-        if method.drops == "while" and method.criterion is not None:
-            changes["importance"] = method.criterion
+        changes |= {"target_layers": "none", "target_ratio": "none"}
+        if method.drops == "while":
+            changes["target_layers"] = self.depth
+            if method.criterion is not None:
+                changes["importance"] = method.criterion
         options = [word for name, value in changes.items() for word in (f"--{name}", str(value))]
         return parse_recipe([*arguments, *options, "--overwrite_output_dir"], prog="trim-trainer compare")
 

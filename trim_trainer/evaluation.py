@@ -64,7 +64,11 @@ def measure_quality(
 
 
 def measure_model(
-    name: str, model: PreTrainedModel, examples: list[ScoredExample] | None, layout: Layout | None
+    name: str,
+    model: PreTrainedModel,
+    examples: list[ScoredExample] | None,
+    layout: Layout | None,
+    tokens_per_second: float | None = None,
 ) -> Measurement:
     """Measure a model as it is now.
 
@@ -73,6 +77,7 @@ def measure_model(
         model: A causal LM.
         examples: The evaluation set; None: quality is not measured.
         layout: From `choose_layout`.
+        tokens_per_second: Of decoding; None: timed here.
     """
     facts = {}
     if examples:
@@ -85,7 +90,7 @@ def measure_model(
         depth=len(find_layers(model)),
         num_parameters=model.num_parameters() - sum(parameter.numel() for parameter in adapters),
         num_bytes=None if is_quantized(model) else model.get_memory_footprint() - sum(_sizes(adapters)),
-        tokens_per_second=measure_tokens_per_second(model),
+        tokens_per_second=tokens_per_second or measure_tokens_per_second(model),
         device=device_name(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
         **facts,

@@ -27,24 +27,23 @@ def full_depth_twin(model: PreTrainedModel, config: PretrainedConfig, kept: Sequ
     twin = build(type(model), config).eval()
     modules = dict(model.named_modules(remove_duplicate=False))
     inside, pairs = set(), []
-    for name, stack in find_stacks(twin).items():
-        layers = [modules[f"{name}.{new}"] for new in range(len(kept))]
+    for stack_name, stack in find_stacks(twin).items():
+        layers = [modules[f"{stack_name}.{new}"] for new in range(len(kept))]
+        shapes_of_kept = [tensor_shapes(layer) for layer in layers]
         uses = Counter()
         for number, layer in enumerate(stack):
-            inside |= set(layer.modules())
-            alike = [new for new, each in enumerate(layers) if tensor_shapes(each) == tensor_shapes(layer)]
+            shapes = tensor_shapes(layer)
+            alike = [new for new, found in enumerate(shapes_of_kept) if found == shapes]
             if not alike:
                 return None
             best = min(alike, key=lambda new: (kept[new] != number, uses[new], -abs(kept[new] - number)))
             uses[best] += number not in kept
             sources = dict(layers[best].named_modules())
             pairs += [(module, sources.get(name)) for name, module in layer.named_modules()]
-    pairs += [
-        (module, modules.get(name))
-        for name, module in twin.named_modules(remove_duplicate=False)
-        if module not in inside
-    ]
-    return twin if all([_share_tensors(module, source) for module, source in pairs]) else None
+            inside |= set(layer.modules())
+    others = [(name, module) for name, module in twin.named_modules(remove_duplicate=False) if module not in inside]
+    pairs += [(module, modules.get(name)) for name, module in others]
+    return twin if all(_share_tensors(module, source) for module, source in pairs) else None
 
 
 def _share_tensors(module: nn.Module, source: nn.Module | None) -> bool:

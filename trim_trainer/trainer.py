@@ -352,22 +352,25 @@ class TrimTrainer(CheckpointingTrainer):
             self.causal_lm.state_dict()  # undoes bitsandbytes' order of weights for CPU kernels without gradients
 
     def _measure(self, name: str) -> None:
+        speed = self._time_both() if name == "trimmed" else None
         with self._scoring():
-            measured = measure_model(name, self.causal_lm, self._evaluation_examples, self.layout)
+            measured = measure_model(name, self.causal_lm, self._evaluation_examples, self.layout, speed)
         self.history = self.history.add(from_main(measured))
-        if name == "trimmed":
-            self._time_both()
 
-    def _time_both(self) -> None:
-        """Time the untrimmed depth again beside this one: a machine is rarely as idle at the end as at the beginning."""
+    def _time_both(self) -> float | None:
+        """Time the untrimmed depth again beside this one: a machine is rarely as idle at the end as at the beginning.
+
+        Returns:
+            Tokens per second at the depth as it is now; None: there is no full depth to be had beside it.
+        """
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            return
+            return None
         twin = full_depth_twin(self.causal_lm, self._untrimmed_config, self.history.kept)
         if twin is None:
-            return
-        speeds = from_main(measure_in_turns([twin, self.causal_lm]))
-        for name, speed in zip(("untrimmed", "trimmed"), speeds, strict=True):
-            self.history = self.history.add(replace(self.history.measured(name), tokens_per_second=speed))
+            return None
+        before, now = from_main(measure_in_turns([twin, self.causal_lm]))
+        self.history = self.history.add(replace(self.history.measured("untrimmed"), tokens_per_second=before))
+        return now
 
     def _calibration_metric(self) -> float:
         return self._score(self._calibration_examples, self.history.calibration_metric)
