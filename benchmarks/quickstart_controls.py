@@ -36,7 +36,7 @@ def run(name: str, options: list[str], folder: Path) -> dict:
         return json.loads(result_path.read_text())
     recipe = parse_recipe(["--config", RECIPE, *options, "--output_dir", str(folder), "--overwrite_output_dir"])
     trainer = build_trainer(recipe)
-    test = load_splits(recipe.script_args)[recipe.script_args.dataset_test_split]
+    test = load_splits(recipe.script_args, needs_test=True)[recipe.script_args.dataset_test_split]
     examples = tokenize_examples(test, trainer.processing_class)
     started = time.perf_counter()
     if name != "untrained":

@@ -1,8 +1,11 @@
 import importlib.util
+import multiprocessing
+import os
 import re
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
 from trim_trainer.cli import main
-from trim_trainer.quickstart import NUM_CHOICES, draw_icd10_examples, resolve_source
+from trim_trainer.quickstart import NUM_CHOICES, draw_icd10_examples, prepare_icd10, resolve_source
 from trim_trainer.recipe import parse_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -145,6 +148,23 @@ def test_the_diagnoses_are_balanced_and_their_categories_are_in_one_split():
             assert len(set(example["choices"])) == NUM_CHOICES
             assert example["choices"][example["answer"]] == example["completion"]
     assert splits == draw_icd10_examples()
+
+
+def prepare_in(cache: str, barrier) -> str:
+    """Prepare the quickstart's data at the same time as another process."""
+    os.environ["TRIM_TRAINER_CACHE"] = cache
+    barrier.wait()
+    return prepare_icd10()
+
+
+def test_two_processes_prepare_the_same_data_at_once(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, ProcessPoolExecutor(2, context) as pool:
+        barrier = manager.Barrier(2)
+        folders = [future.result() for future in [pool.submit(prepare_in, str(tmp_path), barrier) for _ in range(2)]]
+    (folder,) = tmp_path.iterdir()  # nothing unfinished is left
+    assert folders == [str(folder)] * 2
+    assert sorted(path.name for path in folder.iterdir()) == ["test.jsonl", "train.jsonl", "validation.jsonl"]
 
 
 def test_the_configuration_table_is_generated():

