@@ -103,13 +103,13 @@ def test_what_is_finished_is_not_run_again_and_other_settings_are_refused(compar
     assert "holds a result of other settings: `max_steps` was 4, now it is 5" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_an_evaluation_split_that_is_not_there_is_named(recipe, tmp_path, capsys):
     arguments = ["--seeds", "0", "--methods", "full", "--dataset_test_split", "dev", "--output_dir", str(tmp_path)]
     assert main(["compare", "--config", str(recipe), *arguments]) == 2
     assert "`dataset_test_split` is 'dev', but" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in ("full", "progressive")])
 def test_every_control_drops_to_the_depth(method, recipe, tmp_path):
     arguments = ["--config", str(recipe), "--methods", method, "--seeds", "0", "--output_dir", str(tmp_path)]
