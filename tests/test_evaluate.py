@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from trim_trainer.calibration import tokenize_examples
 from trim_trainer.cli import main
-from trim_trainer.evaluation import macro_f1
+from trim_trainer.evaluation import macro_f1, majority_accuracy
 from trim_trainer.tasks import read_task
 
 
@@ -95,6 +95,18 @@ def test_macro_f1_counts_a_class_that_is_never_given_as_nothing():
     # Class red: precision 3/4, recall 1, F1 6/7; class blue: never given, F1 0.
     assert macro_f1([0, 0, 0, 0], examples) == pytest.approx((6 / 7 + 0) / 2)
     assert macro_f1([0, 0, 0, 1], examples) == pytest.approx(1.0)
+
+
+def test_the_most_frequent_answer_is_a_class_or_where_answers_do_not_recur_a_place():
+    tokenizer = make_tokenizer()
+    classes = [{"prompt": "Question :", "choices": [" red", " blue"], "answer": answer} for answer in (0, 0, 0, 1)]
+    classes[0] |= {"choices": [" blue", " red"], "answer": 1}  # the same answer in another place
+    assert majority_accuracy(tokenize_examples(classes, tokenizer)) == 3 / 4
+    exam = [
+        {"prompt": "Question :", "choices": choices, "answer": answer}
+        for choices, answer in (([" red", " blue"], 1), ([" cat", " dog"], 1), ([" mat", " road"], 0))
+    ]
+    assert majority_accuracy(tokenize_examples(exam, tokenizer)) == 2 / 3  # not 1: no answer is right twice
 
 
 def test_without_a_task_only_speed_and_size_are_printed(folder, capsys):

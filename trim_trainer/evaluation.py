@@ -26,7 +26,7 @@ class Quality:
     num_tokens: int  # that the loss is the mean of
     loss: float  # mean negative log-likelihood of the scored tokens of the right choices, nats
     accuracy: float | None = None
-    majority_accuracy: float | None = None  # of always giving the most frequent right answer
+    majority_accuracy: float | None = None  # of the most frequent right answer, or place of it
     macro_f1: float | None = None  # where every example has the same choices
 
     @property
@@ -121,9 +121,12 @@ def _precision(model: PreTrainedModel) -> str:
 def majority_accuracy(examples: list[ScoredExample]) -> float:
     """Accuracy of the choice that is right most often: the most frequent right answer wherever it is on offer.
 
-    Where the most frequent right answer is not among the choices, the most frequent one that is counts.
+    Where that is not among the choices, the most frequent one that is counts. Right answers that hardly recur, as in
+    exams, are no classes, and to count them would be to know them: there it is the most frequent place of the right one.
     """
     frequency = Counter(example.choice_ids[example.answer] for example in examples)
+    if 2 * len(frequency) > len(examples):
+        return Counter(example.answer for example in examples).most_common(1)[0][1] / len(examples)
     right = 0
     for example in examples:
         guess = max(range(len(example.choice_ids)), key=lambda k: frequency[example.choice_ids[k]])

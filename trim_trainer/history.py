@@ -50,7 +50,7 @@ class Measurement:
     num_bytes: int | None = None  # of parameters and buffers in memory, in the dtype of the measurement
     num_examples: int | None = None
     accuracy: float | None = None
-    majority_accuracy: float | None = None  # of always giving the most frequent right answer
+    majority_accuracy: float | None = None  # of the most frequent right answer, or place of it
     macro_f1: float | None = None  # where every example has the same choices
     loss: float | None = None  # mean negative log-likelihood of the scored tokens, nats
     tokens_per_second: float | None = None  # greedy decoding, batch of one, best of five runs
