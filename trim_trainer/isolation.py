@@ -1,6 +1,8 @@
 """A process of its own for each measurement, so that none finds what another left in memory."""
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
@@ -13,6 +15,8 @@ Result = TypeVar("Result")
 def run_alone(function: Callable[..., Result], *arguments) -> Result:
     """Call a function of a module in a new process, with as many threads as here, and return its result.
 
+    The process ends when this one does, however that ends.
+
     Where the system can, the process is forked from a server that has imported the package and done nothing else: on a
     GPU nothing is initialized there, and no process waits for imports.
     """
@@ -24,5 +28,12 @@ def run_alone(function: Callable[..., Result], *arguments) -> Result:
 
 
 def _with_threads(num_threads: int, function: Callable[..., Result], arguments: tuple) -> Result:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(num_threads)
     return function(*arguments)
+
+
+def _end_with_parent() -> None:
+    """A killed parent stops nothing by itself: a training run would go on for hours, unseen."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
