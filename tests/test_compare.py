@@ -13,7 +13,7 @@ from datasets import Dataset
 from trim_trainer.cli import main
 from trim_trainer.compare import Cell, CellResult, group
 from trim_trainer.comparison_report import STYLES, tabulate
-from trim_trainer.methods import METHODS
+from trim_trainer.methods import METHODS, distinct_methods
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +118,11 @@ def test_every_control_drops_to_the_depth(method, recipe, tmp_path):
     assert result["depth"] == 4 and len(result["dropped"]) == 2
     if METHODS[method].criterion == "tail":
         assert sorted(result["dropped"]) == [4, 5]
+
+
+def test_a_recipe_that_drops_the_last_layers_is_not_compared_with_itself():
+    assert distinct_methods("sensitivity") == tuple(METHODS)
+    assert set(METHODS) - set(distinct_methods("tail")) == {"progressive_tail", "tail"}
 
 
 def test_an_interval_over_seeds_is_students_t():

@@ -194,7 +194,7 @@ def evaluate(arguments: list[str]) -> int:
 
 def compare(arguments: list[str]) -> int:
     """Train trimming and its controls, and print one table."""
-    from .methods import METHODS
+    from .methods import METHODS, distinct_methods
 
     parser = argparse.ArgumentParser(
         prog="trim-trainer compare",
@@ -202,7 +202,7 @@ def compare(arguments: list[str]) -> int:
         "`trim-trainer train`. A run that is finished is not run again.",
         allow_abbrev=False,
     )
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="default: all")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), help="default: all that differ")
     parser.add_argument("--depths", nargs="+", type=int, help="default: `target_layers` of the recipe")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument(
@@ -226,7 +226,7 @@ def compare(arguments: list[str]) -> int:
         num_layers, target = check_model(resolve_source(recipe.model_args.model_name_or_path), recipe.training_args)
         comparison = Comparison(
             arguments=tuple(rest),
-            methods=tuple(options.methods),
+            methods=tuple(options.methods or distinct_methods(recipe.training_args.importance)),
             depths=tuple(options.depths or [target]),
             seeds=tuple(options.seeds),
             learning_rates=tuple(options.learning_rates or [recipe.training_args.learning_rate]),

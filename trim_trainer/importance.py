@@ -77,6 +77,7 @@ class Criterion:
 
     score: Callable[[Calibration], torch.Tensor]
     paper: str | None = None
+    scans: bool = False  # leaves out each layer in turn, which is what takes time
     breaks_ties: bool = False  # equal scores: the layer with the largest activation norm goes first
 
 
@@ -142,8 +143,8 @@ def score_random(calibration: Calibration) -> torch.Tensor:
 
 
 CRITERIA = {
-    "sensitivity": Criterion(score_sensitivity, TRIMLLM, breaks_ties=True),
-    "activation_norm": Criterion(score_activation_norm, TRIMLLM),
+    "sensitivity": Criterion(score_sensitivity, TRIMLLM, scans=True, breaks_ties=True),
+    "activation_norm": Criterion(score_activation_norm, TRIMLLM, scans=True),
     "block_influence": Criterion(score_block_influence, "https://huggingface.co/papers/2403.03853"),
     "angular": Criterion(score_angular, "https://huggingface.co/papers/2403.17887"),
     "taylor": Criterion(score_taylor, "https://huggingface.co/papers/2402.02834"),

@@ -52,6 +52,15 @@ METHODS = {
 }  # fmt: skip
 
 
+def distinct_methods(importance: str) -> tuple[str, ...]:
+    """Names of all methods but those that are the recipe's own again, where its criterion is theirs."""
+    return tuple(
+        name
+        for name, method in METHODS.items()
+        if method.criterion != importance or method.num_last_trained is not None
+    )
+
+
 @dataclass(frozen=True)
 class Dropped:
     """What went before training."""

@@ -15,8 +15,10 @@ from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_qu
 from .card import changed_settings
 from .columns import Columns
 from .config import TrimConfig
+from .importance import find_criterion
 from .quickstart import resolve_source
 from .scan import score_choices
+from .schedule import HEALING_RATIO
 from .sources import load_source
 from .trainer import TrimTrainer
 
@@ -232,12 +234,16 @@ def _forward_tokens(trainer: TrimTrainer) -> float:
     lengths = [len(ids) for ids in trainer.train_dataset["input_ids"]]
     num_examples = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps
     num_examples = num_examples if args.max_steps > 0 else args.num_train_epochs * len(lengths)
+    share_at_target = HEALING_RATIO if args.trim_strategy == "steps" and args.trim_steps is None else 0.0
     mean_depth = (history.num_layers + history.target_layers) / 2 / history.num_layers
+    mean_depth += share_at_target * (history.target_layers / history.num_layers - mean_depth)
     cost = UPDATE_COST["full" if args.sparse_update_ratio is None else "sparse"]
     training = num_examples * sum(lengths) / len(lengths) * cost * mean_depth
     calibration = sum(example.num_tokens for example in trainer._calibration_examples)
-    num_scans = (history.num_layers - history.target_layers) / args.layers_per_trim + 1
-    # Half of each candidate's pass is shared with the others; the head runs for every one of them.
-    scans = num_scans * calibration * history.num_layers * mean_depth * 0.75
+    num_rounds = (history.num_layers - history.target_layers) / args.layers_per_trim + 1
+    # Half of each candidate's pass is shared with the others; the head runs for every one of them. After a drop the
+    # calibration set is scored once more.
+    num_passes = 1 + (history.num_layers * 0.75 if find_criterion(trainer._criterion).scans else 1)
+    scans = num_rounds * calibration * num_passes * mean_depth
     evaluation = sum(example.num_tokens for example in trainer._evaluation_examples) * 2
     return training + scans + evaluation
