@@ -1,7 +1,6 @@
 """Trimming beside its controls: every method trains, the table says what was measured, nothing runs twice."""
 
 import json
-from dataclasses import replace
 
 import forked  # noqa: F401  the server of all processes
 import pytest
@@ -125,19 +124,18 @@ def test_a_recipe_that_drops_the_last_layers_is_not_compared_with_itself():
     assert set(METHODS) - set(distinct_methods("tail")) == {"progressive_tail", "tail"}
 
 
-def test_an_interval_over_seeds_is_students_t():
-    """Against scipy's own interval: mean 0.6, standard error 0.05773, t(0.975, 2) 4.3027."""
-    cell = Cell("progressive", 4, 0, 1e-3)
+def make_result(method="progressive", seed=0, **quality):
+    cell = Cell(method, 6 if method == "full" else 4, seed, 1e-3)
     numbers = {"depth": 4, "train_seconds": 1.0, "calibration_seconds": 0.5, "num_train_tokens": 10, "num_bytes": 4}
     numbers |= {"settings": {}, "dropped": [1, 2], "train_peak_bytes": 1, "num_parameters": 1, "device": "x"}
     numbers |= {"decode_tokens_per_second": 1.0, "prefill_tokens_per_second": 1.0, "selection_loss": 1.0}
-    one = CellResult(
-        cell=cell, quality={"recipe": {"accuracy": 0.5, "macro_f1": None, "num_examples": 100}}, **numbers
-    )
-    three = [
-        replace(one, cell=replace(cell, seed=seed), quality={"recipe": {"accuracy": value, "macro_f1": None}})
-        for seed, value in enumerate((0.5, 0.6, 0.7))
-    ]
+    return CellResult(cell=cell, quality={"recipe": {"macro_f1": None, "num_examples": 100} | quality}, **numbers)
+
+
+def test_an_interval_over_seeds_is_students_t():
+    """Against scipy's own interval: mean 0.6, standard error 0.05773, t(0.975, 2) 4.3027."""
+    one = make_result(accuracy=0.5)
+    three = [make_result(seed=seed, accuracy=value) for seed, value in enumerate((0.5, 0.6, 0.7))]
     (row,) = group(three)
     assert row.quality("recipe", "accuracy") == pytest.approx((0.6, 0.35159, 0.84841), abs=1e-4)
     (row,) = group([one])
@@ -145,3 +143,15 @@ def test_an_interval_over_seeds_is_students_t():
     assert row.quality("recipe", "macro_f1") is None
     header, body = tabulate([row])
     assert "macro-F1" not in header and "0.500 (0.404–0.596)" in body[0]
+
+
+def test_a_difference_between_methods_is_paired_by_seed():
+    """One of 0.05 in each of two seeds, whose accuracies are 0.2 apart; a third seed has one method only."""
+    deep = [make_result("full", seed, accuracy=value) for seed, value in enumerate((0.5, 0.7, 0.9))]
+    shallow = [make_result("progressive", seed, accuracy=value) for seed, value in enumerate((0.45, 0.65))]
+    full, progressive = group([*deep, *shallow])
+    assert progressive.difference(full, "recipe", "accuracy") == pytest.approx((-0.05, -0.05, -0.05))
+    header, body = tabulate([full, progressive])
+    assert "-5.0 (-5.0 to -5.0)" in body[1] and "-5.0 (-5.0 to -5.0)" not in body[0]
+    alone = tabulate(group([deep[0], shallow[0]]))[0]
+    assert "points over full depth" in header and "points over full depth" not in alone

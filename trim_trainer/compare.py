@@ -232,13 +232,29 @@ class Row:
         values = [result.quality[task][name] for result in self.results if task in result.quality]
         if not values or None in values:
             return None
-        mean = statistics.fmean(values)
         if len(values) > 1:
-            half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-            return mean, mean - half, mean + half
+            return students_t(values)
+        (mean,) = values
         if name == "accuracy":
             return mean, *wilson_interval(mean, self.results[0].quality[task]["num_examples"])
         return mean, mean, mean
+
+    def difference(self, other: "Row", task: str, name: str) -> tuple[float, float, float] | None:
+        """How much this row is above another one, paired by seed: mean and 95 % interval; None: fewer than two seeds.
+
+        Rows of a seed share the order of the data and the evaluation set, so their difference varies less than they do.
+        """
+        theirs = {result.cell.seed: result.quality.get(task, {}).get(name) for result in other.results}
+        pairs = [(result.quality.get(task, {}).get(name), theirs.get(result.cell.seed)) for result in self.results]
+        differences = [mine - its for mine, its in pairs if mine is not None and its is not None]
+        return students_t(differences) if len(differences) > 1 else None
+
+
+def students_t(values: list[float]) -> tuple[float, float, float]:
+    """Mean and 95 % confidence interval by Student's t."""
+    mean = statistics.fmean(values)
+    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return mean, mean - half, mean + half
 
 
 def group(results: Iterable[CellResult]) -> list[Row]:

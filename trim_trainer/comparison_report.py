@@ -1,6 +1,7 @@
 """Rows of a comparison -> one table, as Markdown and in the terminal, one picture, one JSON."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,6 +17,8 @@ STYLES = {
     "progressive": ("o-", ACCENT), "progressive_tail": ("P-", "#8e4ec6"), "one_shot": ("s--", INK),
     "block_influence": ("^:", "#3b7dd8"), "tail": ("v-.", "#2f9e77"), "tail_head": ("D:", "#b07d2b"), "random": ("x:", MUTED),
 }  # fmt: skip
+
+NUM_LAYERS_BESIDE = 0.1  # by which the points of two methods are apart
 
 
 def save_report(rows: list[Row], directory: str | Path) -> None:
@@ -44,6 +47,7 @@ def tabulate(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
             columns[title if task == "recipe" else f"{task} {title}"] = _quality(task, name, form)
         if all(row.quality(task, "accuracy") is None for row in rows):
             columns[f"{task} perplexity"] = _quality(task, "perplexity", ".1f")
+    columns |= _differences(rows)
     columns |= {
         "training": lambda row: f"{row.mean('train_seconds'):.0f} s",
         "of it calibration": lambda row: f"{row.mean('calibration_seconds'):.0f} s",
@@ -56,6 +60,23 @@ def tabulate(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
     lines = [[cell(row) for cell in columns.values()] for row in rows]
     used = [i for i in range(len(columns)) if any(line[i] for line in lines)]
     return [list(columns)[i] for i in used], [[line[i] for i in used] for line in lines]
+
+
+def _differences(rows: list[Row]) -> dict[str, Callable[[Row], str]]:
+    """Columns: accuracy above full depth, and above progressive trimming at the same depth, paired by seed, in points."""
+
+    def column(reference: str) -> Callable[[Row], str]:
+        def cell(row: Row) -> str:
+            is_deep = METHODS[reference].drops == "never"
+            others = [each for each in rows if each.method == reference and (is_deep or each.depth == row.depth)]
+            if not others or row.method == reference:
+                return ""
+            found = row.difference(others[0], "recipe", "accuracy")
+            return "" if found is None else "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * value for value in found))
+
+        return cell
+
+    return {f"points over {METHODS[name].title}": column(name) for name in ("full", "progressive")}
 
 
 def _quality(task: str, name: str, form: str):
@@ -74,7 +95,8 @@ def plot_rows(rows: list[Row], path: str | Path) -> None:
     name = "accuracy" if any(row.quality("recipe", "accuracy") for row in rows) else "loss"
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     axes = figure.subplots()
-    for method in dict.fromkeys(row.method for row in rows):
+    methods = list(dict.fromkeys(row.method for row in rows))
+    for number, method in enumerate(methods):
         found = [(row.depth, row.quality("recipe", name)) for row in rows if row.method == method]
         title = METHODS[method].title
         if METHODS[method].drops == "never":
@@ -85,6 +107,12 @@ def plot_rows(rows: list[Row], path: str | Path) -> None:
         style, color = STYLES[method]
         depths, means = [depth for depth, _ in found], [quality[0] for _, quality in found]
         errors = [[mean - low for _, (mean, low, _) in found], [high - mean for _, (mean, _, high) in found]]
-        axes.errorbar(depths, means, yerr=errors, fmt=style, color=color, capsize=3, label=title)
+        beside = (number - len(methods) / 2) * NUM_LAYERS_BESIDE  # bars of one depth do not hide each other
+        axes.errorbar(
+            [depth + beside for depth in depths], means, yerr=errors, fmt=style, color=color, capsize=3, label=title
+        )
+    trimmed = [row.depth for row in rows if METHODS[row.method].drops != "never"]
+    if trimmed:
+        axes.set_xlim(min(trimmed) - 1, max(trimmed) + 1)
     label_by_depth(axes, f"{name} on the evaluation set", "Bars and band: 95 % confidence interval")
     figure.savefig(path, dpi=120, metadata={"Software": None})
