@@ -124,6 +124,16 @@ def test_a_recipe_that_drops_the_last_layers_is_not_compared_with_itself():
     assert set(METHODS) - set(distinct_methods("tail")) == {"progressive_tail", "tail"}
 
 
+def test_one_shot_keeps_what_the_recipe_protects(recipe, tmp_path, capsys):
+    arguments = ["compare", "--config", str(recipe), "--methods", "one_shot", "--seeds", "0"]
+    arguments += ["--output_dir", str(tmp_path), "--protected_layers", "0", "1", "4"]
+    assert main(arguments) == 0
+    (result,) = results(tmp_path).values()
+    assert result["depth"] == 4 and not {0, 1, 4} & set(result["dropped"])
+    assert main([*arguments, "--depths", "2"]) == 2
+    assert "`depths` contains 2, but only 3 of 4 layers can be dropped" in capsys.readouterr().err
+
+
 def make_result(method="progressive", seed=0, **quality):
     cell = Cell(method, 6 if method == "full" else 4, seed, 1e-3)
     numbers = {"depth": 4, "train_seconds": 1.0, "calibration_seconds": 0.5, "num_train_tokens": 10, "num_bytes": 4}

@@ -77,6 +77,9 @@ def drop_before_training(trainer: TrimTrainer, method: Method, calibration, dept
         method: One that drops before training.
         calibration: Examples on which layers are scored.
         depth: To reach, in layers.
+
+    Raises:
+        ValueError: too few layers can be dropped.
     """
     args, model = trainer.args, trainer.model
     criterion = method.criterion or args.importance
@@ -91,7 +94,14 @@ def drop_before_training(trainer: TrimTrainer, method: Method, calibration, dept
     with trainer.accelerator.autocast():
         scored = calibrate(model, examples, criterion, settings)
     seconds = time.perf_counter() - started
-    dropped = choose_layers(scored, criterion, number, lambda chosen: droppable_layers(model, chosen))
+    # What the recipe protects belongs to its own criterion; controls drop what theirs says.
+    protected = set(args.protected_layers or ()) if method.criterion is None else set()
+    dropped = choose_layers(scored, criterion, number, lambda chosen: set(droppable_layers(model, chosen)) - protected)
+    if len(dropped) < number:
+        raise ValueError(
+            f"`depths` contains {depth}, but only {len(dropped)} of {number} layers can be dropped: name a larger depth, or "
+            "protect fewer layers."
+        )
     num_layers = len(scored.scores)
     drop_layers(model, dropped)
     _freeze(trainer, method, scored, dropped, num_layers)
