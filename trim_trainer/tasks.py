@@ -32,7 +32,7 @@ class Task:
             ValueError: the data set has no such split, or its columns are not as the task says.
         """
         script = replace(self.script, max_eval_samples=None)
-        return load_splits(script, only=script.dataset_test_split, needs_test=True)[script.dataset_test_split]
+        return load_splits(script, only=script.dataset_test_split)[script.dataset_test_split]
 
     def examples(self, tokenizer: PreTrainedTokenizerBase, window: int = 512) -> list[ScoredExample]:
         """The evaluation set as tokens, `limit` of it.
