@@ -89,6 +89,14 @@ def test_the_fastest_exact_layout_is_found(name):
         assert_close(scan.log_probs[1 + layer], score_choices(trimmed, examples, ONE_BY_ONE), atol=1e-4, rtol=1e-5)
 
 
+def test_rounding_of_unlikely_choices_does_not_rule_batches_out(tiny_model):
+    model, examples = tiny_model(), draw_examples(3)
+    with torch.no_grad():
+        model.lm_head.weight *= 2000
+    assert score_choices(model, examples, ONE_BY_ONE).abs().max() > 1000
+    assert choose_layout(model, examples) == PACKED
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in zoo.CAUSAL if name not in zoo.UNBUILT])
 def test_every_architecture_is_scored_exactly_or_refused(name):
