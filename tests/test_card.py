@@ -1,11 +1,12 @@
 import re
+from dataclasses import replace
 
 import jinja2
 import pytest
 import yaml
 from test_ground import make_history
 
-from trim_trainer.card import CardFacts, render_card, write_card
+from trim_trainer.card import CardFacts, render_card, without_local_paths, write_card
 from trim_trainer.history import Measurement, TrimHistory
 
 FACTS = CardFacts(
@@ -67,6 +68,24 @@ def test_a_measurement_of_another_depth_is_not_passed_off_as_this_one():
 def test_a_local_path_is_no_hub_data_set(tmp_path):
     facts = CardFacts("tiny", 1, {}, {}, dataset_name=str(tmp_path))
     assert "datasets" not in head_of(render_card(whole_history(), facts))
+
+
+def test_what_is_shared_names_no_place_on_this_machine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "news" / "big").mkdir(parents=True)
+    recipe = {
+        "model_name_or_path": "org/base",
+        "dataset_name": "news/big",
+        "distill_from": str(tmp_path / "teacher"),
+        "deepspeed": "/etc/zero3.json",
+        "seed": 1,
+        "importance": "news",  # no place, though there is a folder of that name
+        "doc_to_text": "/no_think {{question}}",
+    }
+    shared = without_local_paths(recipe)
+    assert shared == recipe | {"dataset_name": "./big", "distill_from": "./teacher", "deepspeed": "./zero3.json"}
+    card = render_card(whole_history(), replace(FACTS, dataset_name=shared["dataset_name"], recipe=shared))
+    assert "datasets" not in head_of(card) and "`./big`" in card
 
 
 def test_a_misspelt_variable_in_the_template_is_an_error(monkeypatch):

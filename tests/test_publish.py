@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from hub import OTHER_TOKEN, READ_TOKEN, STORAGE_LIMIT, WRITE_TOKEN, HubServer
 from hub.git_objects import Blob
 from publishing import IDS, command, compare_elsewhere, load_elsewhere, make_trainer, train_and_push
@@ -198,7 +199,7 @@ def test_a_commit_whose_answer_is_lost_is_not_made_twice(publish, server):
 def test_what_cannot_be_published_is_refused_before_a_call(publish, server, folder):
     shutil.copy(folder / "recipe.yaml", folder / "recipe.kept")
     for text, what in (
-        ("dataset_name: /home/me/data.jsonl", "a path of this machine"),
+        ("note: /home/me/data.jsonl", "a path of this machine"),
         (f"x: hf_{'a' * 30}", "a secret"),
     ):
         (folder / "recipe.yaml").write_text(text)
@@ -210,6 +211,25 @@ def test_what_cannot_be_published_is_refused_before_a_call(publish, server, fold
     said = publish()
     assert said.status == 2 and "is cut short or damaged" in said.errors
     assert server.log == []
+
+
+def test_a_run_on_local_files_is_published_without_their_place(publish, server, folder):
+    local = {"dataset_name": "/home/me/notes.jsonl", "distill_from": "/home/me/runs/teacher"}
+    for each in (folder, folder / "depth-5", folder / "depth-4"):
+        history = json.loads((each / "trim_history.json").read_text())
+        history["card"] |= {"recipe": history["card"]["recipe"] | local, "dataset_name": local["dataset_name"]}
+        (each / "trim_history.json").write_text(json.dumps(history))
+        (each / "recipe.yaml").write_text(yaml.safe_dump(history["card"]["recipe"]))
+    said = publish()
+    assert said.status == 0, said.errors
+    repo = server.repo(REPO)
+    for revision in ("main", "depth-5"):
+        files = repo.files(revision)
+        recipe = yaml.safe_load(files["recipe.yaml"])
+        assert (recipe["dataset_name"], recipe["distill_from"]) == ("./notes.jsonl", "./teacher")
+        assert json.loads(files["trim_history.json"])["card"]["dataset_name"] == "./notes.jsonl"
+        assert b"/home/me" not in b"".join(files[name] for name in ("README.md", "recipe.yaml", "trim_history.json"))
+    assert local["dataset_name"] in (folder / "recipe.yaml").read_text()  # which still repeats the run here
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):

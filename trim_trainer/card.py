@@ -28,6 +28,8 @@ LOCAL_SETTINGS = {
     "output_dir", "logging_dir", "run_name", "hub_token", "resume_from_checkpoint", "overwrite_output_dir", "use_cpu",
     "disable_tqdm", "dataloader_pin_memory",
 }  # fmt: skip
+# Settings that name a place, on the Hub or on this machine.
+PLACES = {"model_name_or_path", "base_model", "dataset_name", "distill_from", "deepspeed", "chat_template_path"}
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,18 @@ def changed_settings(config: Any) -> dict[str, Any]:
         if entry.init and is_plain and value != default and entry.name not in LOCAL_SETTINGS:
             changed[entry.name] = value
     return changed
+
+
+def without_local_paths(settings: dict[str, Any]) -> dict[str, Any]:
+    """Name what lies on this machine `./NAME`: where it lies says nothing to others, but much about this machine."""
+    return {name: _without_local_path(value) if name in PLACES else value for name, value in settings.items()}
+
+
+def _without_local_path(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    path = Path(value).expanduser()
+    return f"./{path.name}" if path.is_absolute() or path.exists() else value
 
 
 def write_card(directory: str | Path, history: TrimHistory, facts: CardFacts) -> None:
@@ -223,4 +237,4 @@ def _eval_results(measured: Measurement, facts: CardFacts) -> Iterable[EvalResul
 
 
 def _is_hub_id(name: str) -> bool:
-    return name.count("/") == 1 and ":" not in name and not Path(name).exists()
+    return name.count("/") == 1 and ":" not in name and not name.startswith(".") and not Path(name).exists()

@@ -148,7 +148,9 @@ def choose_layout(model: PreTrainedModel, examples: list[ScoredExample]) -> Layo
             if problem is None:
                 return layout
             logger.info("%s does not fit this model (%s), trying the next slower layout.", layout, problem)
-    logger.warning("Calibration runs one choice at a time, several times as slow: batches are not exact (%s).", problem)
+    logger.warning(
+        "Calibration runs one choice at a time, several times as slow: batches are not exact (%s).", problem
+    )
     return ONE_BY_ONE
 
 

@@ -3,14 +3,15 @@
 import io
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import yaml
 from huggingface_hub.utils import filter_repo_objects
 from huggingface_hub.utils.sha import sha_fileobj
 from safetensors import SafetensorError, safe_open
 
-from .card import RECIPE_NAME
+from .card import RECIPE_NAME, without_local_paths
 from .history import HISTORY_NAME, TrimHistory
 from .saving import ADAPTER_DIR
 
@@ -75,13 +76,26 @@ def _stage_one(folder: Path, revision: str, repo_id: str) -> Staged:
     if adapter in files:  # it names the folder of its base model, which is the repository now
         config = json.loads(files[adapter].read_text(encoding="utf-8"))
         files[adapter] = json.dumps(config | {"base_model_name_or_path": repo_id}, indent=2).encode()
-    for name, content in files.items():
-        if name.endswith(_TEXTS) and not name.startswith(("tokenizer", "vocab", "merges")):
-            check_text(f"{folder / name}", as_bytes(content).decode("utf-8"))
     history = TrimHistory.load(folder)
     if history.card is None:
         raise StagingError(f"{HISTORY_NAME} in {str(folder)!r} has no `card`: save the model again with this version.")
+    recipe = without_local_paths(history.card["recipe"])
+    history = replace(history, card=without_local_paths(history.card) | {"recipe": recipe})
+    files[HISTORY_NAME] = (history.to_json() + "\n").encode()
+    if RECIPE_NAME in files:
+        _share_recipe(files)
+    for name, content in files.items():
+        if name.endswith(_TEXTS) and not name.startswith(("tokenizer", "vocab", "merges")):
+            check_text(f"{folder / name}", as_bytes(content).decode("utf-8"))
     return Staged(revision, folder, history, files)
+
+
+def _share_recipe(files: dict[str, Path | bytes]) -> None:
+    """Publish the recipe without paths of this machine; one that has none as it is, with its comments."""
+    recipe = yaml.safe_load(as_bytes(files[RECIPE_NAME]))
+    shared = without_local_paths(recipe)
+    if shared != recipe:
+        files[RECIPE_NAME] = yaml.safe_dump(shared, sort_keys=False).encode()
 
 
 def _check_weights(folder: Path, files: dict) -> None:
