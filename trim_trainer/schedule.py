@@ -4,8 +4,8 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
-# Share of an automatic schedule, behind `trim_delay`, that is left after the last drop, to heal.
-HEALING_RATIO = 0.5
+# Share of an automatic schedule, behind `trim_delay`, in which layers are dropped; the rest is left to heal.
+DROPPING_RATIO = 0.2
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def plan_schedule(
         total: Length of the run, in optimizer steps or in epochs.
         strategy: `"steps"` or `"epoch"`.
         layers_per_trim: Layers dropped each time.
-        trim_steps: Steps between two drops; below 1 a share of `total`; None: as many as leave the second half of
+        trim_steps: Steps between two drops; below 1 a share of `total`; None: as many as leave the last 80 % of
             the run to heal. Epochs always have an interval of one.
         trim_delay: Steps or epochs before the first drop can happen.
         save_depths: Depths that are not passed over: a trim that would drops fewer layers.
@@ -93,7 +93,7 @@ def plan_schedule(
 
 def _positions(num_trims: int, total: float, strategy: str, trim_steps: float | None, delay: float) -> list[int]:
     if strategy == "steps" and trim_steps is None:
-        room = min(math.floor((total - delay) * (1 - HEALING_RATIO)), total - delay - 1)
+        room = min(math.floor((total - delay) * DROPPING_RATIO), total - delay - 1)
         interval = max(1, math.floor(room / num_trims))
         positions = [int(delay) + interval * (i + 1) for i in range(num_trims)]
     else:
