@@ -240,13 +240,16 @@ class Row:
         return mean, mean, mean
 
     def difference(self, other: "Row", task: str, name: str) -> tuple[float, float, float] | None:
-        """How much this row is above another one, paired by seed: mean and 95 % interval; None: fewer than two seeds.
+        """How much this row is above another one, paired by seed: mean and 95 % interval; None: they share no seed.
 
         Rows of a seed share the order of the data and the evaluation set, so their difference varies less than they do.
+        Of one seed both ends are the difference.
         """
         mine, theirs = self._by_seed(task, name), other._by_seed(task, name)
         differences = [mine[seed] - theirs[seed] for seed in sorted(mine.keys() & theirs.keys())]
-        return students_t(differences) if len(differences) > 1 else None
+        if len(differences) == 1:
+            return (differences[0],) * 3
+        return students_t(differences) if differences else None
 
     def _by_seed(self, task: str, name: str) -> dict[int, float]:
         values = {result.cell.seed: result.quality.get(task, {}).get(name) for result in self.results}

@@ -81,7 +81,10 @@ def _difference(rows: list[Row], reference: str):
         if not others or row.method == reference:
             return ""
         found = row.difference(others[0], "recipe", "accuracy")
-        return "" if found is None else "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * value for value in found))
+        if found is None:
+            return ""
+        mean, low, high = (f"{100 * value:+.1f}" for value in found)
+        return mean if low == high else f"{mean} ({low} to {high})"
 
     return cell
 
