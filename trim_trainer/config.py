@@ -39,7 +39,8 @@ class TrimConfig(SFTConfig):
         default=None,
         metadata={
             "help": "Optimizer steps between two drops; below 1 a share of all steps. None spreads the drops evenly "
-            "and leaves the last four fifths of the run to heal. Only for `trim_strategy='steps'`."
+            "and leaves the last four fifths of the run to heal, with `save_depths` the second half. Only for "
+            "`trim_strategy='steps'`."
         },
     )
     trim_delay: float = field(

@@ -18,7 +18,7 @@ from .config import TrimConfig
 from .importance import find_criterion
 from .quickstart import resolve_source
 from .scan import score_choices
-from .schedule import DROPPING_RATIO
+from .schedule import dropping_ratio
 from .sources import load_source
 from .trainer import TrimTrainer
 
@@ -236,7 +236,8 @@ def _forward_tokens(trainer: TrimTrainer) -> float:
     lengths = [len(ids) for ids in trainer.train_dataset["input_ids"]]
     num_examples = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps
     num_examples = num_examples if args.max_steps > 0 else args.num_train_epochs * len(lengths)
-    share_at_target = 1 - DROPPING_RATIO if args.trim_strategy == "steps" and args.trim_steps is None else 0.0
+    is_automatic = args.trim_strategy == "steps" and args.trim_steps is None
+    share_at_target = 1 - dropping_ratio(args.save_depths) if is_automatic else 0.0
     mean_depth = (history.num_layers + history.target_layers) / 2 / history.num_layers
     mean_depth += share_at_target * (history.target_layers / history.num_layers - mean_depth)
     cost = UPDATE_COST["full" if args.sparse_update_ratio is None else "sparse"]

@@ -5,7 +5,14 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 # Share of an automatic schedule, behind `trim_delay`, in which layers are dropped; the rest is left to heal.
+# With depths that are kept on the way it is more: they need steps to heal, too.
 DROPPING_RATIO = 0.2
+DROPPING_RATIO_OF_FAMILY = 0.5
+
+
+def dropping_ratio(save_depths: Collection[int] | None) -> float:
+    """Share of an automatic schedule in which layers are dropped."""
+    return DROPPING_RATIO_OF_FAMILY if save_depths else DROPPING_RATIO
 
 
 @dataclass(frozen=True)
@@ -72,8 +79,8 @@ def plan_schedule(
         total: Length of the run, in optimizer steps or in epochs.
         strategy: `"steps"` or `"epoch"`.
         layers_per_trim: Layers dropped each time.
-        trim_steps: Steps between two drops; below 1 a share of `total`; None: as many as leave the last 80 % of
-            the run to heal. Epochs always have an interval of one.
+        trim_steps: Steps between two drops; below 1 a share of `total`; None: as many as leave the last four
+            fifths of the run to heal, with `save_depths` the second half. Epochs always have an interval of one.
         trim_delay: Steps or epochs before the first drop can happen.
         save_depths: Depths that are not passed over: a trim that would drops fewer layers.
 
@@ -84,16 +91,19 @@ def plan_schedule(
     depths = [num_layers]
     while depths[-1] > target_layers:
         depths.append(max(depths[-1] - layers_per_trim, *(stop for stop in stops if stop < depths[-1])))
-    positions = _positions(len(depths) - 1, total, strategy, trim_steps, trim_delay)
+    share = dropping_ratio(save_depths)
+    positions = _positions(len(depths) - 1, total, strategy, trim_steps, trim_delay, share)
     if len(positions) < len(depths) - 1:
         reached = depths[len(positions)]
         raise ValueError(_too_short(num_layers, reached, target_layers, layers_per_trim, total, strategy, positions))
     return TrimSchedule(num_layers, strategy, tuple(zip(positions, depths[1:], strict=False)))
 
 
-def _positions(num_trims: int, total: float, strategy: str, trim_steps: float | None, delay: float) -> list[int]:
+def _positions(
+    num_trims: int, total: float, strategy: str, trim_steps: float | None, delay: float, share: float
+) -> list[int]:
     if strategy == "steps" and trim_steps is None:
-        room = min(math.floor((total - delay) * DROPPING_RATIO), total - delay - 1)
+        room = min(math.floor((total - delay) * share), total - delay - 1)
         interval = max(1, math.floor(room / num_trims))
         positions = [int(delay) + interval * (i + 1) for i in range(num_trims)]
     else:
