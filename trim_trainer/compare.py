@@ -232,12 +232,9 @@ class Row:
         values = [result.quality[task][name] for result in self.results if task in result.quality]
         if not values or None in values:
             return None
-        if len(values) > 1:
-            return students_t(values)
-        (mean,) = values
-        if name == "accuracy":
-            return mean, *wilson_interval(mean, self.results[0].quality[task]["num_examples"])
-        return mean, mean, mean
+        if len(values) == 1 and name == "accuracy":
+            return values[0], *wilson_interval(values[0], self.results[0].quality[task]["num_examples"])
+        return students_t(values)
 
     def difference(self, other: "Row", task: str, name: str) -> tuple[float, float, float] | None:
         """How much this row is above another one, paired by seed: mean and 95 % interval; None: they share no seed.
@@ -247,8 +244,6 @@ class Row:
         """
         mine, theirs = self._by_seed(task, name), other._by_seed(task, name)
         differences = [mine[seed] - theirs[seed] for seed in sorted(mine.keys() & theirs.keys())]
-        if len(differences) == 1:
-            return (differences[0],) * 3
         return students_t(differences) if differences else None
 
     def _by_seed(self, task: str, name: str) -> dict[int, float]:
@@ -257,8 +252,10 @@ class Row:
 
 
 def students_t(values: list[float]) -> tuple[float, float, float]:
-    """Mean and 95 % confidence interval by Student's t."""
+    """Mean and 95 % confidence interval by Student's t; of one value both ends are the value."""
     mean = statistics.fmean(values)
+    if len(values) == 1:
+        return mean, mean, mean
     half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
     return mean, mean - half, mean + half
 

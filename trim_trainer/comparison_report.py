@@ -63,11 +63,7 @@ def tabulate(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
 
 def _quality(task: str, name: str, form: str):
     def cell(row: Row) -> str:
-        found = row.quality(task, name)
-        if found is None:
-            return ""
-        mean, low, high = (format(value, form) for value in found)
-        return mean if low == high else f"{mean} ({low}–{high})"
+        return _with_interval(row.quality(task, name), form, "–")
 
     return cell
 
@@ -81,12 +77,17 @@ def _difference(rows: list[Row], reference: str):
         if not others or row.method == reference:
             return ""
         found = row.difference(others[0], "recipe", "accuracy")
-        if found is None:
-            return ""
-        mean, low, high = (f"{100 * value:+.1f}" for value in found)
-        return mean if low == high else f"{mean} ({low} to {high})"
+        return _with_interval(found and tuple(100 * value for value in found), "+.1f", " to ")
 
     return cell
+
+
+def _with_interval(found: tuple[float, float, float] | None, form: str, between: str) -> str:
+    """Mean and interval as text; an interval of no width is left out, and what was not measured is empty."""
+    if found is None:
+        return ""
+    mean, low, high = (format(value, form) for value in found)
+    return mean if low == high else f"{mean} ({low}{between}{high})"
 
 
 def plot_rows(rows: list[Row], path: str | Path) -> None:
