@@ -201,6 +201,8 @@ def test_what_cannot_be_published_is_refused_before_a_call(publish, server, fold
     for text, what in (
         ("note: /home/me/data.jsonl", "a path of this machine"),
         (f"x: hf_{'a' * 30}", "a secret"),
+        ("x: [1", "is not YAML"),
+        ("", "expected a mapping of settings"),
     ):
         (folder / "recipe.yaml").write_text(text)
         said = publish()

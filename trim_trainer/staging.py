@@ -83,19 +83,23 @@ def _stage_one(folder: Path, revision: str, repo_id: str) -> Staged:
     history = replace(history, card=without_local_paths(history.card) | {"recipe": recipe})
     files[HISTORY_NAME] = (history.to_json() + "\n").encode()
     if RECIPE_NAME in files:
-        _share_recipe(files)
+        files[RECIPE_NAME] = _share_recipe(files[RECIPE_NAME])
     for name, content in files.items():
         if name.endswith(_TEXTS) and not name.startswith(("tokenizer", "vocab", "merges")):
             check_text(f"{folder / name}", as_bytes(content).decode("utf-8"))
     return Staged(revision, folder, history, files)
 
 
-def _share_recipe(files: dict[str, Path | bytes]) -> None:
-    """Publish the recipe without paths of this machine; one that has none as it is, with its comments."""
-    recipe = yaml.safe_load(as_bytes(files[RECIPE_NAME]))
+def _share_recipe(path: Path) -> Path | bytes:
+    """The recipe without paths of this machine; one that has none as it is, with its comments."""
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise StagingError(f"{str(path)!r} is not YAML: {error}. Correct the file, then publish again.") from error
+    if not isinstance(recipe, dict):
+        raise StagingError(f"{str(path)!r} contains {type(recipe).__name__}, expected a mapping of settings.")
     shared = without_local_paths(recipe)
-    if shared != recipe:
-        files[RECIPE_NAME] = yaml.safe_dump(shared, sort_keys=False).encode()
+    return path if shared == recipe else yaml.safe_dump(shared, sort_keys=False).encode()
 
 
 def _check_weights(folder: Path, files: dict) -> None:
