@@ -77,6 +77,9 @@ def test_schedules(options, points):
     step, epoch = (0, position) if schedule.strategy == "epoch" else (position, 0)
     assert schedule.depth_at(step, epoch) == points[0][1]
     assert schedule.depth_at(0, 0) == 6
+    total = options["total"]
+    lived = [schedule.depth_at(*((0, i) if schedule.strategy == "epoch" else (i, 0))) for i in range(total)]
+    assert schedule.mean_depth(total) == pytest.approx(sum(lived) / total)
 
 
 def test_a_run_that_is_too_short_is_refused_with_the_ways_out():

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from trim_trainer.cli import main
 from trim_trainer.quickstart import NUM_CHOICES, draw_icd10_examples, prepare_icd10, resolve_source
-from trim_trainer.recipe import parse_recipe
+from trim_trainer.recipe import _forward_tokens, build_trainer, parse_recipe
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -192,3 +192,16 @@ def test_a_cpu_without_instructions_for_bf16_computes_in_float32(monkeypatch):
         monkeypatch.setattr("trim_trainer.recipe.has_fast_bf16_on_cpu", lambda is_fast=is_fast: is_fast)
         args = parse_recipe(arguments).training_args
         assert args.bf16 == is_fast and args.mixed_precision == ("bf16" if is_fast else "no")
+
+
+@pytest.mark.parametrize(
+    "options", [[], ["--dataset_streaming", "true"], ["--max_steps", "-1", "--trim_strategy", "epoch"]]
+)
+def test_the_estimate_follows_the_schedule(local_recipe, options):
+    def tokens(*more):
+        recipe = parse_recipe(["--config", str(local_recipe), *options, *more])
+        return _forward_tokens(build_trainer(recipe))
+
+    assert tokens() < tokens("--trim_delay", "2") < 1.7 * tokens()  # drops later, trains deeper
+    with pytest.raises(ValueError, match="To reach the target raise .*, or lower `trim_delay`"):
+        tokens("--trim_delay", "6")

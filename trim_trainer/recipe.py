@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import math
 import time
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -18,7 +19,6 @@ from .config import TrimConfig
 from .importance import find_criterion
 from .quickstart import resolve_source
 from .scan import score_choices
-from .schedule import dropping_ratio
 from .sources import load_source
 from .trainer import TrimTrainer
 
@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 # Forward passes that one training step costs per token: a full update, and a sparse one that trains a quarter.
 UPDATE_COST = {"full": 3.0, "sparse": 2.0}
+# Examples of a stream by whose length its time is estimated.
+NUM_SAMPLED = 100
 
 
 @dataclass
@@ -232,21 +234,25 @@ def estimate_seconds(trainer: TrimTrainer) -> float:
 
 def _forward_tokens(trainer: TrimTrainer) -> float:
     """Tokens that would have to go forward through the untrimmed model to take as long as the whole run."""
-    args, history = trainer.args, trainer.history
-    lengths = [len(ids) for ids in trainer.train_dataset["input_ids"]]
-    num_examples = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps
-    num_examples = num_examples if args.max_steps > 0 else args.num_train_epochs * len(lengths)
-    is_automatic = args.trim_strategy == "steps" and args.trim_steps is None
-    share_at_target = 1 - dropping_ratio(args.save_depths) if is_automatic else 0.0
-    mean_depth = (history.num_layers + history.target_layers) / 2 / history.num_layers
-    mean_depth += share_at_target * (history.target_layers / history.num_layers - mean_depth)
+    args, history, dataset = trainer.args, trainer.history, trainer.train_dataset
+    is_stream = isinstance(dataset, IterableDataset)
+    lengths = [len(ids) for ids in (dataset.take(NUM_SAMPLED) if is_stream else dataset)["input_ids"]]
+    batch = trainer.get_total_train_batch_size(args)
+    num_steps, num_epochs = args.max_steps, args.num_train_epochs
+    if num_steps > 0:
+        num_epochs = math.ceil(num_steps * batch / len(lengths))
+    else:
+        num_steps = math.ceil(num_epochs * len(lengths) / batch)
+    schedule = trainer.plan(num_steps, num_epochs)
+    mean_depth = schedule.mean_depth(num_epochs if args.trim_strategy == "epoch" else num_steps) / history.num_layers
     cost = UPDATE_COST["full" if args.sparse_update_ratio is None else "sparse"]
-    training = num_examples * sum(lengths) / len(lengths) * cost * mean_depth
+    training = num_steps * batch / args.world_size * sum(lengths) / len(lengths) * cost * mean_depth
     calibration = sum(example.num_tokens for example in trainer._calibration_examples)
-    num_rounds = (history.num_layers - history.target_layers) / args.layers_per_trim + 1
+    num_rounds = len(schedule.points) + 1
     # Half of each candidate's pass is shared with the others; the head runs for every one of them. After a drop the
     # calibration set is scored once more.
     num_passes = 1 + (history.num_layers * 0.75 if find_criterion(trainer._criterion).scans else 1)
-    scans = num_rounds * calibration * num_passes * mean_depth
+    mean_scanned = sum(schedule.depths) / len(schedule.depths) / history.num_layers
+    scans = num_rounds * calibration * num_passes * mean_scanned
     evaluation = sum(example.num_tokens for example in trainer._evaluation_examples) * 2
     return training + scans + evaluation

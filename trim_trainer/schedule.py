@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import pairwise
 
 # Share of an automatic schedule, behind `trim_delay`, in which layers are dropped; the rest is left to heal.
 # With depths that are kept on the way it is more: they need steps to heal, too.
@@ -36,6 +37,12 @@ class TrimSchedule:
     def depths(self) -> tuple[int, ...]:
         """Every depth at which the model trains, deepest first."""
         return (self.num_layers, *(depth for _, depth in self.points))
+
+    def mean_depth(self, total: float) -> float:
+        """Layers that train at a time, averaged over a run of `total` steps or epochs."""
+        starts = (0, *(start for start, _ in self.points), total)
+        spans = zip(self.depths, pairwise(starts), strict=True)
+        return sum(depth * (end - start) for depth, (start, end) in spans) / total
 
 
 def resolve_target(num_layers: int, target_layers: int | None, target_ratio: float | None) -> int:
@@ -95,7 +102,12 @@ def plan_schedule(
     positions = _positions(len(depths) - 1, total, strategy, trim_steps, trim_delay, share)
     if len(positions) < len(depths) - 1:
         reached = depths[len(positions)]
-        raise ValueError(_too_short(num_layers, reached, target_layers, layers_per_trim, total, strategy, positions))
+        ways = _ways_out(num_layers - target_layers, len(positions), strategy, trim_steps, trim_delay)
+        raise ValueError(
+            f"`target_layers` is {target_layers}, but {total:g} {strategy.removesuffix('s')}s have room for "
+            f"{len(positions)} drop(s) of {layers_per_trim} layer(s), which ends at {reached} of {num_layers} layers. To "
+            f"reach the target {', or '.join(ways)}."
+        )
     return TrimSchedule(num_layers, strategy, tuple(zip(positions, depths[1:], strict=False)))
 
 
@@ -114,12 +126,14 @@ def _positions(
     return [position for position in positions if position <= total]
 
 
-def _too_short(num_layers, reached, target_layers, layers_per_trim, total, strategy, positions) -> str:
-    unit, length = ("epochs", "`num_train_epochs`") if strategy == "epoch" else ("steps", "the number of steps")
-    needed = num_layers - target_layers
-    way_out = f"raise {length}, or set `layers_per_trim` to {math.ceil(needed / max(len(positions), 1))}"
-    way_out += ', or set `trim_strategy` to "steps"' if strategy == "epoch" else ", or lower `trim_steps`"
-    return (
-        f"`target_layers` is {target_layers}, but {total:g} {unit} have room for {len(positions)} drop(s) of "
-        f"{layers_per_trim} layer(s), which ends at {reached} of {num_layers} layers. To reach the target {way_out}."
-    )
+def _ways_out(num_drops: int, num_trims: int, strategy: str, interval: float | None, delay: float) -> list[str]:
+    ways = ["raise `num_train_epochs`" if strategy == "epoch" else "raise the number of steps"]
+    if num_trims:
+        ways.append(f"set `layers_per_trim` to {math.ceil(num_drops / num_trims)}")
+    if delay:
+        ways.append("lower `trim_delay`")
+    if strategy == "epoch":
+        ways.append('set `trim_strategy` to "steps"')
+    elif interval is not None:
+        ways.append("lower `trim_steps`")
+    return ways

@@ -30,7 +30,7 @@ from .reports import log_drop
 from .rollback import QualityFloor
 from .runtimes import runtime_caveats
 from .scan import Layout, choose_layout, score_choices
-from .schedule import plan_schedule
+from .schedule import TrimSchedule, plan_schedule
 from .scored_positions import scored_positions_only, scores_every_position
 from .speed import measure_in_turns, measure_tokens_per_second
 from .surgery import is_quantized
@@ -234,7 +234,7 @@ class TrimTrainer(CheckpointingTrainer):
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
         if self.history is not None:
-            self._schedule = self._plan(max_steps)
+            self._schedule = self.plan(max_steps, self.state.num_train_epochs)
             self._freeze()
             if not self.is_fsdp_enabled:
                 self._begin()
@@ -244,9 +244,14 @@ class TrimTrainer(CheckpointingTrainer):
             self._sync()
         return prepared
 
-    def _plan(self, max_steps: int):
-        args, is_epoch = self.args, self.args.trim_strategy == "epoch"
-        total = self.state.num_train_epochs if is_epoch else max_steps
+    def plan(self, max_steps: int, num_train_epochs: float) -> TrimSchedule:
+        """The depths of a run of so many optimizer steps, or epochs where `trim_strategy` is `"epoch"`.
+
+        Raises:
+            ValueError: the run is too short to reach the target, or passes over one of `save_depths`.
+        """
+        args = self.args
+        total = num_train_epochs if args.trim_strategy == "epoch" else max_steps
         schedule = plan_schedule(
             self.history.num_layers,
             self.history.target_layers,
