@@ -148,6 +148,8 @@ def test_an_interval_over_seeds_is_students_t():
     three = [make_result(seed=seed, accuracy=value) for seed, value in enumerate((0.5, 0.6, 0.7))]
     (row,) = group(three)
     assert row.quality("recipe", "accuracy") == pytest.approx((0.6, 0.35159, 0.84841), abs=1e-4)
+    (row,) = group(three[::2])  # t(0.975, 1) is 12.7: 0.6 ± 1.27
+    assert row.quality("recipe", "accuracy") == (pytest.approx(0.6), 0.0, 1.0)
     (row,) = group([one])
     assert row.quality("recipe", "accuracy") == pytest.approx((0.5, 0.4038, 0.5962), abs=1e-3)  # Wilson, n = 100
     assert row.quality("recipe", "macro_f1") is None

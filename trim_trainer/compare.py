@@ -29,6 +29,7 @@ from .trainer import TrimTrainer
 RESULT = "result.json"
 # Examples of the calibration split, none of which layers are chosen on, by whose loss a learning rate is chosen.
 NUM_SELECTION = 300
+SHARES = ("accuracy", "macro_f1")  # between 0 and 1
 
 
 @dataclass(frozen=True)
@@ -226,15 +227,16 @@ class Row:
     def quality(self, task: str, name: str) -> tuple[float, float, float] | None:
         """Mean and 95 % confidence interval; None: not measured.
 
-        Over several seeds the interval is Student's t over them. An accuracy of one seed has Wilson's, any other figure
-        of one seed no interval (both ends are the figure).
+        Over several seeds the interval is Student's t over them, of a share no wider than 0 to 1. An accuracy of one
+        seed has Wilson's, any other figure of one seed no interval (both ends are the figure).
         """
         values = [result.quality[task][name] for result in self.results if task in result.quality]
         if not values or None in values:
             return None
         if len(values) == 1 and name == "accuracy":
             return values[0], *wilson_interval(values[0], self.results[0].quality[task]["num_examples"])
-        return students_t(values)
+        mean, low, high = students_t(values)
+        return (mean, max(0.0, low), min(1.0, high)) if name in SHARES else (mean, low, high)
 
     def difference(self, other: "Row", task: str, name: str) -> tuple[float, float, float] | None:
         """How much this row is above another one, paired by seed: mean and 95 % interval; None: they share no seed.
