@@ -127,6 +127,9 @@ def test_bad_recipes_end_with_a_message_and_status_2(local_recipe, capsys):
     assert "`dataset_calibration_split` is 'dev'" in capsys.readouterr().err
     assert main(["train", "--config", "nowhere.yaml"]) == 2
     assert "nowhere.yaml" in capsys.readouterr().err
+    local_recipe.write_text("target_layers: [3")
+    assert main(["train", "--config", str(local_recipe)]) == 2
+    assert "is not YAML" in capsys.readouterr().err
 
 
 def test_help_renders():

@@ -102,6 +102,21 @@ def changed_settings(config: Any) -> dict[str, Any]:
     return changed
 
 
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read a recipe as it is written.
+
+    Raises:
+        ValueError: it is not YAML, or no mapping.
+    """
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{str(path)!r} is not YAML: {error}.") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{str(path)!r} contains {type(settings).__name__}, expected a mapping of settings.")
+    return settings
+
+
 def without_local_paths(settings: dict[str, Any]) -> dict[str, Any]:
     """Name what lies on this machine `./NAME`: where it lies says nothing to others, but much about this machine."""
     return {name: _without_local_path(value) if name in PLACES else value for name, value in settings.items()}

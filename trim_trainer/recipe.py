@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from datasets import Dataset, IterableDataset
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
-from .card import changed_settings
+from .card import changed_settings, read_settings
 from .columns import Columns
 from .config import TrimConfig
 from .importance import find_criterion
@@ -141,9 +140,7 @@ def has_fast_bf16_on_cpu() -> bool:
 
 def check_keys(path: Path, known: set[str]) -> None:
     """Raise a ValueError that lists every unknown key of a recipe, each with the nearest known one."""
-    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(settings, dict):
-        raise ValueError(f"{str(path)!r} contains {type(settings).__name__}, expected a mapping of settings.")
+    settings = read_settings(path)
     unknown = [str(key) for key in settings if key not in known | {"env"}]
     if unknown:
         hints = {key: difflib.get_close_matches(key, known, n=1) for key in unknown}
@@ -223,13 +220,14 @@ def take(dataset: Dataset | IterableDataset, number: int | None) -> Dataset | It
 
 def estimate_seconds(trainer: TrimTrainer) -> float:
     """Estimate how long a trimming run will take, from the speed of the model's forward pass here and now."""
+    num_tokens = _forward_tokens(trainer)  # refuses a run that is too short
     sample = trainer._calibration_examples[:8]
     layout = trainer.layout
     started = time.perf_counter()
     with trainer.accelerator.autocast():
         score_choices(trainer.model, sample, layout)
     seconds_per_token = (time.perf_counter() - started) / sum(example.num_tokens for example in sample)
-    return seconds_per_token * _forward_tokens(trainer)
+    return seconds_per_token * num_tokens
 
 
 def _forward_tokens(trainer: TrimTrainer) -> float:

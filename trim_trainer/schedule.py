@@ -11,11 +11,6 @@ DROPPING_RATIO = 0.2
 DROPPING_RATIO_OF_FAMILY = 0.5
 
 
-def dropping_ratio(save_depths: Collection[int] | None) -> float:
-    """Share of an automatic schedule in which layers are dropped."""
-    return DROPPING_RATIO_OF_FAMILY if save_depths else DROPPING_RATIO
-
-
 @dataclass(frozen=True)
 class TrimSchedule:
     """The depth a run has to have from each position on.
@@ -98,7 +93,7 @@ def plan_schedule(
     depths = [num_layers]
     while depths[-1] > target_layers:
         depths.append(max(depths[-1] - layers_per_trim, *(stop for stop in stops if stop < depths[-1])))
-    share = dropping_ratio(save_depths)
+    share = DROPPING_RATIO_OF_FAMILY if save_depths else DROPPING_RATIO
     positions = _positions(len(depths) - 1, total, strategy, trim_steps, trim_delay, share)
     if len(positions) < len(depths) - 1:
         reached = depths[len(positions)]

@@ -11,7 +11,7 @@ from huggingface_hub.utils import filter_repo_objects
 from huggingface_hub.utils.sha import sha_fileobj
 from safetensors import SafetensorError, safe_open
 
-from .card import RECIPE_NAME, without_local_paths
+from .card import RECIPE_NAME, read_settings, without_local_paths
 from .history import HISTORY_NAME, TrimHistory
 from .saving import ADAPTER_DIR
 
@@ -93,11 +93,9 @@ def _stage_one(folder: Path, revision: str, repo_id: str) -> Staged:
 def _share_recipe(path: Path) -> Path | bytes:
     """The recipe without paths of this machine; one that has none as it is, with its comments."""
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise StagingError(f"{str(path)!r} is not YAML: {error}. Correct the file, then publish again.") from error
-    if not isinstance(recipe, dict):
-        raise StagingError(f"{str(path)!r} contains {type(recipe).__name__}, expected a mapping of settings.")
+        recipe = read_settings(path)
+    except ValueError as error:
+        raise StagingError(f"{error} Correct the file, then publish again.") from error
     shared = without_local_paths(recipe)
     return path if shared == recipe else yaml.safe_dump(shared, sort_keys=False).encode()
 

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-import yaml
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from .calibration import ScoredExample, tokenize_examples
+from .card import read_settings
 from .recipe import RecipeArguments, check_keys, load_splits, make_parser, take
 
 TEXT = "text"  # column of running text, of which the perplexity is measured
@@ -65,7 +65,7 @@ def read_task(path: str | Path, limit: int | None = None) -> Task:
         ValueError: unknown keys.
     """
     check_keys(Path(path), {action.dest for action in make_parser()._actions})
-    settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    settings = read_settings(Path(path))
     known = {field.name for field in fields(RecipeArguments)}
     script = RecipeArguments(**{key: value for key, value in settings.items() if key in known})
     return Task(Path(path).stem, script, limit or script.max_eval_samples)

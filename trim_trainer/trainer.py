@@ -234,7 +234,10 @@ class TrimTrainer(CheckpointingTrainer):
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
         if self.history is not None:
-            self._schedule = self.plan(max_steps, self.state.num_train_epochs)
+            num_epochs = self.state.num_train_epochs
+            self._schedule = self.plan(max_steps, num_epochs)
+            if self._schedule.depth_at(max_steps - 1, num_epochs - 1) > self.history.target_layers:
+                logger.warning("The last drop comes at the very end, with no step left to heal it. Train for longer.")
             self._freeze()
             if not self.is_fsdp_enabled:
                 self._begin()
@@ -251,11 +254,10 @@ class TrimTrainer(CheckpointingTrainer):
             ValueError: the run is too short to reach the target, or passes over one of `save_depths`.
         """
         args = self.args
-        total = num_train_epochs if args.trim_strategy == "epoch" else max_steps
         schedule = plan_schedule(
             self.history.num_layers,
             self.history.target_layers,
-            total=total,
+            total=num_train_epochs if args.trim_strategy == "epoch" else max_steps,
             strategy=args.trim_strategy,
             layers_per_trim=args.layers_per_trim,
             trim_steps=args.trim_steps,
@@ -265,8 +267,6 @@ class TrimTrainer(CheckpointingTrainer):
         missing = sorted(set(args.save_depths or ()) - set(schedule.depths))
         if missing:
             raise ValueError(f"`save_depths` contains {missing}, but the run has the depths {schedule.depths}.")
-        if schedule.points[-1][0] >= total:
-            logger.warning("The last drop comes at the very end, with no step left to heal it. Train for longer.")
         return schedule
 
     def _begin(self) -> None:
