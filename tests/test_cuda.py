@@ -1,0 +1,140 @@
+"""What only a GPU shows: mixed precision, optimizers, quantized weights, memory; skipped without one."""
+
+import gc
+
+import pytest
+import torch
+from conftest import make_examples, make_model
+from datasets import Dataset
+from peft import LoraConfig
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from trim_trainer import TrimConfig, TrimTrainer, score_layers
+from trim_trainer.architectures import find_layers
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+DEVICE = "cuda"
+BASE = {
+    "max_steps": 8, "per_device_train_batch_size": 4, "learning_rate": 2e-3, "report_to": "none",
+    "save_strategy": "no", "disable_tqdm": True, "seed": 3, "target_layers": 4, "bf16": False,
+}  # fmt: skip
+OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "adamw_bnb_8bit", "paged_adamw_8bit", "lion_8bit")
+
+
+@pytest.fixture
+def build(tokenizer, tmp_path):
+    def make(model=None, peft_config=None, output_dir="run", callbacks=(), **fields):
+        train, evaluation, calibration = (
+            Dataset.from_list(make_examples(number, first)) for number, first in ((64, 0), (24, 100), (12, 200))
+        )
+        return TrimTrainer(
+            make_model() if model is None else model,
+            TrimConfig(output_dir=str(tmp_path / output_dir), **(BASE | fields)),
+            train_dataset=train, eval_dataset=evaluation, calibration_dataset=calibration,
+            processing_class=tokenizer, peft_config=peft_config, callbacks=list(callbacks),
+        )  # fmt: skip
+
+    return make
+
+
+@torch.no_grad()
+def logits(model):
+    ids = torch.arange(10, 40, device=model.device).view(2, 15)
+    return model.eval()(input_ids=ids).logits.float()
+
+
+@pytest.mark.parametrize("precision", [{}, {"bf16": True}, {"fp16": True}], ids=["fp32", "bf16", "fp16"])
+def test_what_is_saved_is_what_was_trained(precision, build, tmp_path):
+    trainer = build(**precision)
+    trainer.train()
+    assert trainer.model.device.type == DEVICE
+    assert trainer.model.config.num_hidden_layers == 4
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert all(0 < loss < 20 for loss in losses)
+    trainer.save_model(str(tmp_path / "out"))
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").to(DEVICE)
+    # In mixed precision the trainer's model goes on computing so.
+    assert_close(logits(loaded), logits(trainer.model), atol=0.05 if precision else 1e-4, rtol=1e-3)
+
+
+def test_the_scan_says_what_it_says_on_a_cpu(tokenizer):
+    examples = make_examples(12, 200)
+    scores = [score_layers(make_model().to(device), tokenizer, examples, metric="loss") for device in ("cpu", DEVICE)]
+    assert_close(*map(torch.tensor, scores), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_optimizer_forgets_what_was_dropped(name, build):
+    trainer = build(
+        make_model(hidden_size=128, intermediate_size=256), optim=name, bf16=True, sparse_update_ratio=None
+    )
+    trainer.train()
+    optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+    alive = set(trainer.model.parameters())
+    grouped = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    assert (len(set(optimizer.state) - alive), len(grouped ^ alive)) == (0, 0)
+    weights = torch.cat([parameter.detach().float().flatten() for parameter in alive])
+    assert weights.isfinite().all()
+
+
+def test_a_dropped_layer_frees_its_memory(build):
+    gc.collect()
+    torch.cuda.empty_cache()
+    model = make_model(hidden_size=512, intermediate_size=2048)
+    num_bytes = sum(parameter.nbytes for parameter in find_layers(model)[0].parameters())
+    before = torch.cuda.memory_allocated()
+    trainer = build(model, target_layers=2)
+    trainer.train()
+    gc.collect()
+    held = torch.cuda.memory_allocated() - before
+    # Weights and two moments of the two layers that are left, the embedding, and less than one layer more.
+    embeddings = 3 * (model.get_input_embeddings().weight.nbytes + model.get_output_embeddings().weight.nbytes)
+    assert held < 2 * 3 * num_bytes + embeddings + num_bytes
+
+
+@pytest.mark.parametrize("quantized", [False, True], ids=["lora", "qlora"])
+def test_adapters(quantized, build, tmp_path):
+    source = make_model(hidden_size=128, intermediate_size=256)
+    source.save_pretrained(tmp_path / "base")
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "base", **({"quantization_config": config, "device_map": {"": 0}} if quantized else {})
+    )
+    trainer = build(model, peft_config=LoraConfig(task_type="CAUSAL_LM", r=4), bf16=True)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "out"))
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").to(DEVICE)
+    assert loaded.config.num_hidden_layers == 4
+    expected, found = logits(trainer.model), logits(loaded)
+    # Merged into 4-bit weights that were dequantized, computed in float32 here and in bfloat16 there.
+    assert_close(found, expected, atol=0.15 if quantized else 0.05, rtol=0.1)
+
+
+def test_resumed_on_the_gpu_it_ends_as_if_it_had_gone_through(build):
+    settings = {"max_steps": 8, "trim_steps": 3, "save_strategy": "steps", "save_steps": 4}
+    whole = build(output_dir="whole", **settings)
+    whole.train()
+    half = build(output_dir="half", **settings)
+    half.train()
+    resumed = build(output_dir="half", **settings)
+    resumed.train(resume_from_checkpoint=f"{half.args.output_dir}/checkpoint-4")
+    for trainer in (half, resumed):
+        assert trainer.history.dropped == whole.history.dropped
+        assert_close(logits(trainer.model), logits(whole.model), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"torch_compile": True},
+        {"activation_checkpointing": True},
+        {"packing": True, "max_length": 64, "completion_only_loss": False, "calibration_metric": "loss"},
+    ],
+    ids=["compiled", "checkpointed activations", "packed"],
+)
+def test_with_what_people_turn_on(fields, build):
+    trainer = build(bf16=True, **fields)
+    trainer.train()
+    assert trainer.model.config.num_hidden_layers == 4
+    assert logits(trainer.model).isfinite().all()
