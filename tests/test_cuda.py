@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from trim_trainer import TrimConfig, TrimTrainer, score_layers
 from trim_trainer.architectures import find_layers
+from trim_trainer.isolation import run_alone
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 DEVICE = "cuda"
@@ -62,6 +63,14 @@ def test_the_scan_says_what_it_says_on_a_cpu(tokenizer):
     examples = make_examples(12, 200)
     scores = [score_layers(make_model().to(device), tokenizer, examples, metric="loss") for device in ("cpu", DEVICE)]
     assert_close(*map(torch.tensor, scores), atol=1e-3, rtol=1e-3)
+
+
+def add_on_the_gpu(one, other):
+    return (torch.tensor(one, device=DEVICE) + other).item()
+
+
+def test_a_process_of_its_own_has_the_gpu_too():
+    assert add_on_the_gpu(1, 2) == run_alone(add_on_the_gpu, 1, 2) == 3
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 from trim_trainer.isolation import run_alone
 
 
@@ -46,3 +48,8 @@ def test_a_killed_parent_takes_its_child_along(tmp_path):
 
 def test_a_result_comes_back():
     assert run_alone(os.path.basename, "a/b") == "b"
+
+
+def test_next_to_an_accelerator_nothing_is_forked(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    assert run_alone(os.getppid) == os.getpid()  # the parent of a forked one is the server

@@ -17,14 +17,20 @@ def run_alone(function: Callable[..., Result], *arguments) -> Result:
 
     The process ends when this one does, however that ends.
 
-    Where the system can, the process is forked from a server that has imported the package and done nothing else: on a
-    GPU nothing is initialized there, and no process waits for imports.
+    Where there is an accelerator, the process starts anew: libraries initialize a GPU when they are imported
+    (bitsandbytes 0.50 does), and a process that is forked behind that cannot use it. Elsewhere it is forked, where the
+    system can, from a server that has imported the package and done nothing else, and does not wait for imports.
     """
-    methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    context = multiprocessing.get_context(_start_method())
     context.set_forkserver_preload([function.__module__])
     with ProcessPoolExecutor(1, mp_context=context) as process:
         return process.submit(_with_threads, torch.get_num_threads(), function, arguments).result()
+
+
+def _start_method() -> str:
+    if torch.accelerator.is_available() or "forkserver" not in multiprocessing.get_all_start_methods():
+        return "spawn"
+    return "forkserver"
 
 
 def _with_threads(num_threads: int, function: Callable[..., Result], arguments: tuple) -> Result:
