@@ -64,7 +64,7 @@ def run(name: str) -> None:
     facts["at the end"] = sum(counted.steps[-1].values())
     facts["seconds"] = time.perf_counter() - started
     history = trainer.history
-    facts["calibration"] = sum(a_round.seconds for a_round in history.rounds) if history else 0.0
+    facts["calibration"] = history.calibration_seconds if history else 0.0
     facts["accuracy"] = history.measured("trimmed").accuracy if history else None
     print(json.dumps(facts))
 

@@ -15,59 +15,28 @@ import time
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
 from trim_trainer import TrimConfig, TrimTrainer, drop_layers
 from trim_trainer.cli import quiet_libraries
+from trim_trainer.compare import Clock
 from trim_trainer.isolation import run_alone
 from trim_trainer.speed import device_name, measure_tokens_per_second, peak_memory_bytes
 
-# Model type and sizes, from the published configs.
+# Model type, and the sizes of its published config in the order of SIZES.
+SIZES = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "vocab_size", "tie_word_embeddings",
+)  # fmt: skip
 SHAPES = {
-    "smollm2-135m": (
-        "llama",
-        {
-            "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
-            "num_key_value_heads": 3, "head_dim": 64, "vocab_size": 49152, "tie_word_embeddings": True,
-        },
-    ),
-    "qwen3-0.6b": (
-        "qwen3",
-        {
-            "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16,
-            "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "tie_word_embeddings": True,
-        },
-    ),
-    "llama-3.2-1b": (
-        "llama",
-        {
-            "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
-            "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 128256, "tie_word_embeddings": True,
-        },
-    ),
-    "llama-3.1-8b": (
-        "llama",
-        {
-            "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
-            "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256, "tie_word_embeddings": False,
-        },
-    ),
-}  # fmt: skip
+    "smollm2-135m": ("llama", 576, 1536, 30, 9, 3, 64, 49152, True),
+    "qwen3-0.6b": ("qwen3", 1024, 3072, 28, 16, 8, 128, 151936, True),
+    "llama-3.2-1b": ("llama", 2048, 8192, 16, 32, 8, 64, 128256, True),
+    "llama-3.1-8b": ("llama", 4096, 14336, 32, 32, 8, 128, 128256, False),
+}
 RUNS = ("SFTTrainer", "full depth", "progressive", "progressive, drops at once", "one-shot, last layers")
 NUM_WORDS, NUM_CALIBRATION = 1000, 24
-
-
-class Clock(TrainerCallback):
-    """When the last step was done."""
-
-    ended = 0.0
-
-    def on_train_end(self, *args, **kwargs):
-        """Wait for the device, then look."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.ended = time.perf_counter()
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -94,7 +63,8 @@ def make_texts(number: int, length: int, seed: int) -> Dataset:
 def run(name: str, options: argparse.Namespace) -> dict:
     """Train once and return what was measured."""
     quiet_libraries()
-    model_type, sizes = SHAPES[options.shape]
+    model_type, *values = SHAPES[options.shape]
+    sizes = dict(zip(SIZES, values, strict=True))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config = AutoConfig.for_model(model_type, **sizes, pad_token_id=0, bos_token_id=None, eos_token_id=1)
     torch.manual_seed(0)
@@ -135,10 +105,9 @@ def run(name: str, options: argparse.Namespace) -> dict:
     history = None if is_plain else trainer.history
     del trainer
     return {
-        "run": name,
         "layers": model.config.num_hidden_layers,
         "seconds": seconds,
-        "calibration": sum(a_round.seconds for a_round in history.rounds) if history else 0.0,
+        "calibration": history.calibration_seconds if history else 0.0,
         "peak": peak,
         "bytes": model.get_memory_footprint(),
         "decode": measure_tokens_per_second(model.to(torch.bfloat16)),

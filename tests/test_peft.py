@@ -4,8 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import make_examples, make_model
-from datasets import Dataset
+from conftest import make_model
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -21,15 +20,14 @@ LORA = {"task_type": "CAUSAL_LM", "r": 4, "init_lora_weights": False}
 
 
 @pytest.fixture
-def train(tokenizer, tmp_path):
+def train(tokenizer, sets, tmp_path):
+    examples, evaluation, calibration = sets
+
     def run(model=None, peft_config=None, resume=None, output_dir="run", **fields):
-        train, evaluation, calibration = (
-            Dataset.from_list(make_examples(number, first)) for number, first in ((64, 0), (24, 100), (12, 200))
-        )
         trainer = TrimTrainer(
             make_model() if model is None else model,
             TrimConfig(output_dir=str(tmp_path / output_dir), **(BASE | fields)),
-            train_dataset=train, eval_dataset=evaluation, calibration_dataset=calibration,
+            train_dataset=examples, eval_dataset=evaluation, calibration_dataset=calibration,
             processing_class=tokenizer, peft_config=peft_config,
         )  # fmt: skip
         trainer.train(resume_from_checkpoint=resume)

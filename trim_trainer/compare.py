@@ -147,7 +147,7 @@ def run_cell(cell: Cell, arguments: Iterable[str], tasks: Iterable[Task], folder
     )  # the same for all methods, also for those that need none
     trainer = make_trainer(recipe, train, None, calibration if method.drops == "while" else None)
     trainer.is_compared = True
-    clock = _Clock()
+    clock = Clock()
     trainer.add_callback(clock)
     started = time.perf_counter()
     one_shot = None
@@ -157,7 +157,7 @@ def run_cell(cell: Cell, arguments: Iterable[str], tasks: Iterable[Task], folder
     train_seconds = clock.ended - started
     train_peak_bytes = peak_memory_bytes(trainer.args.device)
     history: TrimHistory | None = trainer.history
-    scans = sum(a_round.seconds for a_round in history.rounds) if history else one_shot.seconds if one_shot else 0.0
+    scans = history.calibration_seconds if history else one_shot.seconds if one_shot else 0.0
     dropped = history.dropped if history else one_shot.layers if one_shot else ()
     sets = {"selection": _selection(held_out, calibration), "recipe": test}
     model = trainer.model
@@ -184,12 +184,13 @@ def run_cell(cell: Cell, arguments: Iterable[str], tasks: Iterable[Task], folder
     (folder / RESULT).write_text(json.dumps(asdict(result), indent=1) + "\n", encoding="utf-8")
 
 
-class _Clock(TrainerCallback):
+class Clock(TrainerCallback):
     """When the last step was done: what a trimming run measures behind it, for its card, is no training."""
 
     ended = 0.0
 
     def on_train_end(self, *args, **kwargs):
+        """Look; the loss of the whole run has been read by then, so the device is done."""
         self.ended = time.perf_counter()
 
 

@@ -38,7 +38,7 @@ def print_summary(trainer) -> None:
         if None not in values:
             table.add_row(label, *(form.format(value) for value in values))
     Console().print(table)
-    scans = sum(a_round.seconds for a_round in history.rounds)
+    scans = history.calibration_seconds
     print(f"Dropped, in order: {', '.join(map(str, history.dropped))}. Calibration took {scans:.0f} s.")
     if history.stopped is not None:
         print(f"Dropping stopped early: {history.stopped}.")

@@ -98,6 +98,11 @@ class TrimHistory:
         return tuple(a_round for a_round in self.rounds if a_round.dropped)
 
     @property
+    def calibration_seconds(self) -> float:
+        """What scoring took, over all rounds."""
+        return sum(a_round.seconds for a_round in self.rounds)
+
+    @property
     def trained_layers(self) -> tuple[int, ...] | None:
         """Original numbers of the layers that train now; None: all parameters do."""
         return self.rounds[-1].trained_layers if self.rounds else None

@@ -125,7 +125,8 @@ def parse_recipe(arguments: list[str], **kwargs) -> Recipe:
     # SFTConfig asks for bf16, which the Trainer refuses on a machine without an accelerator unless told to use the CPU.
     parser.set_defaults(use_cpu=not torch.accelerator.is_available())
     if "--config" in arguments:
-        check_keys(Path(arguments[arguments.index("--config") + 1]), {action.dest for action in parser._actions})
+        path = Path(arguments[arguments.index("--config") + 1])
+        check_keys(path, read_settings(path), {action.dest for action in parser._actions})
     recipe = Recipe(*parser.parse_args_and_config(arguments))
     if recipe.training_args.bf16 and recipe.training_args.use_cpu and not has_fast_bf16_on_cpu():
         logger.info("This CPU has no instructions for bf16, which would be slower by far: computing in float32.")
@@ -138,9 +139,8 @@ def has_fast_bf16_on_cpu() -> bool:
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def check_keys(path: Path, known: set[str]) -> None:
+def check_keys(path: Path, settings: dict[str, Any], known: set[str]) -> None:
     """Raise a ValueError that lists every unknown key of a recipe, each with the nearest known one."""
-    settings = read_settings(path)
     unknown = [str(key) for key in settings if key not in known | {"env"}]
     if unknown:
         hints = {key: difflib.get_close_matches(key, known, n=1) for key in unknown}

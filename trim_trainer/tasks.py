@@ -64,8 +64,9 @@ def read_task(path: str | Path, limit: int | None = None) -> Task:
         FileNotFoundError: no such file.
         ValueError: unknown keys.
     """
-    check_keys(Path(path), {action.dest for action in make_parser()._actions})
-    settings = read_settings(Path(path))
+    path = Path(path)
+    settings = read_settings(path)
+    check_keys(path, settings, {action.dest for action in make_parser()._actions})
     known = {field.name for field in fields(RecipeArguments)}
     script = RecipeArguments(**{key: value for key, value in settings.items() if key in known})
-    return Task(Path(path).stem, script, limit or script.max_eval_samples)
+    return Task(path.stem, script, limit or script.max_eval_samples)
