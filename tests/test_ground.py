@@ -59,11 +59,13 @@ def test_targets():
     ("options", "points"),
     [
         ({"total": 100}, ((6, 5), (12, 4), (18, 3))),  # automatic: the last 80 % heal
+        ({"total": 100, "trim_delay": 0.2}, ((25, 5), (30, 4), (35, 3))),
         ({"total": 100, "trim_delay": 20}, ((25, 5), (30, 4), (35, 3))),
         ({"total": 4}, ((1, 5), (2, 4), (3, 3))),
         ({"total": 100, "trim_steps": 10}, ((10, 5), (20, 4), (30, 3))),
         ({"total": 101, "trim_steps": 0.1}, ((11, 5), (22, 4), (33, 3))),  # rounded up, as the Trainer does
         ({"total": 100, "trim_steps": 10, "trim_delay": 25}, ((30, 5), (40, 4), (50, 3))),
+        ({"total": 101, "trim_steps": 10, "trim_delay": 0.25}, ((30, 5), (40, 4), (50, 3))),
         ({"total": 100, "trim_steps": 10, "layers_per_trim": 2}, ((10, 4), (20, 3))),
         ({"total": 100, "layers_per_trim": 2, "save_depths": [5, 6, 2]}, ((25, 5), (50, 3))),  # 5 is not passed over
         ({"total": 3, "strategy": "epoch"}, ((1, 5), (2, 4), (3, 3))),

@@ -83,7 +83,7 @@ def plan_schedule(
         layers_per_trim: Layers dropped each time.
         trim_steps: Steps between two drops; below 1 a share of `total`; None: as many as leave the last four
             fifths of the run to heal, with `save_depths` the second half. Epochs always have an interval of one.
-        trim_delay: Steps or epochs before the first drop can happen.
+        trim_delay: Steps or epochs before the first drop can happen; below 1, with steps, a share of `total`.
         save_depths: Depths that are not passed over: a trim that would drops fewer layers.
 
     Raises:
@@ -109,6 +109,8 @@ def plan_schedule(
 def _positions(
     num_trims: int, total: float, strategy: str, trim_steps: float | None, delay: float, share: float
 ) -> list[int]:
+    if strategy == "steps" and delay < 1:
+        delay = math.ceil(delay * total)
     if strategy == "steps" and trim_steps is None:
         room = min(math.floor((total - delay) * share), total - delay - 1)
         interval = max(1, math.floor(room / num_trims))
