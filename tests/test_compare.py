@@ -10,7 +10,7 @@ from conftest import make_examples, make_model, make_tokenizer
 from datasets import Dataset
 
 from trim_trainer.cli import main
-from trim_trainer.compare import Cell, CellResult, group
+from trim_trainer.compare import Cell, CellResult, group, run_cell
 from trim_trainer.comparison_report import STYLES, tabulate
 from trim_trainer.methods import METHODS, distinct_methods
 
@@ -132,6 +132,19 @@ def test_one_shot_keeps_what_the_recipe_protects(recipe, tmp_path, capsys):
     assert result["depth"] == 4 and not {0, 1, 4} & set(result["dropped"])
     assert main([*arguments, "--depths", "2"]) == 2
     assert "`depths` contains 2, but only 3 of 4 layers can be dropped" in capsys.readouterr().err
+
+
+def test_a_cell_takes_one_of_several_gpus(recipe, tmp_path, monkeypatch):
+    parse = Cell.recipe
+
+    def with_two_gpus(*arguments):
+        parsed = parse(*arguments)
+        parsed.training_args._n_gpu = 2
+        return parsed
+
+    monkeypatch.setattr(Cell, "recipe", with_two_gpus)
+    run_cell(Cell("full", 6, 0, 1e-3), ["--config", str(recipe)], (), tmp_path)
+    assert results(tmp_path)["."]["num_train_tokens"] > 0
 
 
 def make_result(method="progressive", seed=0, **quality):

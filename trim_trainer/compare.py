@@ -139,6 +139,8 @@ def run_cell(cell: Cell, arguments: Iterable[str], tasks: Iterable[Task], folder
 
     quiet_libraries()
     recipe = cell.recipe(list(arguments), folder)
+    # A cell is one process, so it has one GPU, as Trainer says it to itself where `nn.DataParallel` is not for the model.
+    recipe.training_args._n_gpu = min(recipe.training_args.n_gpu, 1)
     script, method = recipe.script_args, METHODS[cell.method]
     splits = load_splits(script, needs_test=True)
     test, held_out = splits[script.dataset_test_split], splits.get(script.dataset_calibration_split)
