@@ -72,7 +72,7 @@ def run(name: str, options: argparse.Namespace) -> dict:
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, options.dtype))
     depth, target = sizes["num_hidden_layers"], sizes["num_hidden_layers"] // 2
     settings = {
-        "output_dir": tempfile.mkdtemp(), "max_steps": options.steps, "per_device_train_batch_size": options.batch,
+        "output_dir": f"{options.output_dir}/{name}", "max_steps": options.steps, "per_device_train_batch_size": options.batch,
         "max_length": options.length, "bf16": True, "save_strategy": "no", "report_to": "none", "logging_strategy": "no",
         "optim": options.optim, "disable_tqdm": True, "use_cpu": device == "cpu",
         "activation_checkpointing": options.activation_checkpointing,
@@ -140,15 +140,16 @@ def main() -> None:
     print("| | layers | training | of it calibration | ratio | peak memory | weights | decoding |")
     print("|---" * 8 + "|")
     first = None
-    for name in options.runs:
-        facts = run_alone(run, name, options)
-        first = first or facts
-        print(
-            f"| {name} | {facts['layers']} | {facts['seconds']:.1f} s | {facts['calibration']:.1f} s | "
-            f"{facts['seconds'] / first['seconds']:.2f} | {facts['peak'] / 2**30:.1f} GiB | "
-            f"{facts['bytes'] / 2**30:.2f} GiB | {facts['decode']:.1f} tokens/s ({facts['decode'] / first['decode']:.2f}×) |",
-            flush=True,
-        )
+    with tempfile.TemporaryDirectory() as options.output_dir:
+        for name in options.runs:
+            facts = run_alone(run, name, options)
+            first = first or facts
+            print(
+                f"| {name} | {facts['layers']} | {facts['seconds']:.1f} s | {facts['calibration']:.1f} s | "
+                f"{facts['seconds'] / first['seconds']:.2f} | {facts['peak'] / 2**30:.1f} GiB | "
+                f"{facts['bytes'] / 2**30:.2f} GiB | {facts['decode']:.1f} tokens/s ({facts['decode'] / first['decode']:.2f}×) |",
+                flush=True,
+            )
     print(f"\n{facts['device']}, torch {torch.__version__}; {' '.join(sys.argv[1:])}")
 
 
