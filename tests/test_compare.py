@@ -1,6 +1,8 @@
 """Trimming beside its controls: every method trains, the table says what was measured, nothing runs twice."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import forked  # noqa: F401  the server of all processes
 import pytest
@@ -10,7 +12,7 @@ from conftest import make_examples, make_model, make_tokenizer
 from datasets import Dataset
 
 from trim_trainer.cli import main
-from trim_trainer.compare import Cell, CellResult, group, run_cell
+from trim_trainer.compare import Cell, CellResult, Comparison, group, run_cell
 from trim_trainer.comparison_report import STYLES, tabulate
 from trim_trainer.methods import METHODS, distinct_methods
 
@@ -68,6 +70,17 @@ def test_each_seed_after_the_first_takes_the_best_rate_of_its_method(compared):
         best = min(first, key=lambda rate: first[rate]["selection_loss"])
         assert f"{method}/depth-{depth}/lr-{best}/seed-1" in found
     assert len(found) == 6
+
+
+@pytest.mark.parametrize(("best", "advice"), [(1e-4, "Add a lower one"), (3e-4, None), (1e-3, "Add a higher one")])
+def test_a_best_rate_at_the_end_of_those_tried_is_pointed_out(best, advice, monkeypatch, caplog):
+    def run_nothing(comparison, cell):
+        return replace(make_result(), cell=cell, selection_loss=float(cell.learning_rate != best))
+
+    monkeypatch.setattr(Comparison, "_cell", run_nothing)
+    comparison = Comparison((), ("progressive",), (4,), (0, 1), (1e-4, 3e-4, 1e-3), (), Path("out"))
+    assert [result.cell.learning_rate for result in comparison.run(6)] == [best, best]
+    assert (advice in caplog.text) if advice else not caplog.records
 
 
 def test_the_methods_train_on_the_same_tokens_and_reach_their_depth(compared):

@@ -1,6 +1,7 @@
 """Trimming next to its controls: every method, depth and seed is a cell that trains in a process of its own, once."""
 
 import json
+import logging
 import math
 import random
 import statistics
@@ -25,6 +26,8 @@ from .scan import choose_layout
 from .speed import device_name, measure_prefill_tokens_per_second, measure_tokens_per_second, peak_memory_bytes
 from .tasks import Task
 from .trainer import TrimTrainer
+
+logger = logging.getLogger(__name__)
 
 RESULT = "result.json"
 # Examples of the calibration split, none of which layers are chosen on, by whose loss a learning rate is chosen.
@@ -107,9 +110,21 @@ class Comparison:
             for depth in [num_layers] if METHODS[method].drops == "never" else self.depths:
                 first = [self._cell(Cell(method, depth, self.seeds[0], rate)) for rate in self.learning_rates]
                 best = min(first, key=lambda result: result.selection_loss)
+                self._check_bracketed(best.cell)
                 yield best
                 for seed in self.seeds[1:]:
                     yield self._cell(Cell(method, depth, seed, best.cell.learning_rate))
+
+    def _check_bracketed(self, best: Cell) -> None:
+        """Warn where rates beyond those tried may be better: a baseline at a poor rate flatters what is compared with it."""
+        rates = sorted(self.learning_rates)
+        for end, beyond in ((rates[0], "lower"), (rates[-1], "higher")):
+            if len(rates) > 1 and best.learning_rate == end:
+                logger.warning(
+                    "%s, %d layers: the best learning rate is %g, at the end of those tried. Add a %s one to "
+                    "`--learning_rates`; what is finished is not run again.",
+                    METHODS[best.method].title, best.depth, end, beyond,
+                )  # fmt: skip
 
     def _cell(self, cell: Cell) -> CellResult:
         folder = cell.folder(self.output_dir)

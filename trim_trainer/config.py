@@ -154,7 +154,7 @@ class TrimConfig(SFTConfig):
             ("target_ratio", lambda v: v is None or 0 < v < 1, "a share in (0, 1); to drop 40 % write 0.4"),
             ("trim_strategy", STRATEGIES.__contains__, f"one of {', '.join(STRATEGIES)}"),
             ("trim_steps", lambda v: v is None or v > 0, "a positive number of steps, or a share of them below 1"),
-            ("trim_delay", lambda v: v >= 0, "a number of steps or epochs, at least 0, or a share of the steps below 1"),
+            ("trim_delay", lambda v: v >= 0, "at least 0: steps or epochs, below 1 a share of all steps"),
             ("layers_per_trim", lambda v: v >= 1, "at least 1"),
             ("calibration_size", lambda v: v >= 1, "at least 1 example"),
             ("calibration_metric", (*METRICS, None).__contains__, f"one of {', '.join(METRICS)}, or None"),
