@@ -110,21 +110,21 @@ class Comparison:
             for depth in [num_layers] if METHODS[method].drops == "never" else self.depths:
                 first = [self._cell(Cell(method, depth, self.seeds[0], rate)) for rate in self.learning_rates]
                 best = min(first, key=lambda result: result.selection_loss)
-                self._check_bracketed(best.cell)
+                self._warn_unless_bracketed(best.cell)
                 yield best
                 for seed in self.seeds[1:]:
                     yield self._cell(Cell(method, depth, seed, best.cell.learning_rate))
 
-    def _check_bracketed(self, best: Cell) -> None:
+    def _warn_unless_bracketed(self, best: Cell) -> None:
         """Warn where rates beyond those tried may be better: a baseline at a poor rate flatters what is compared with it."""
-        rates = sorted(self.learning_rates)
-        for end, beyond in ((rates[0], "lower"), (rates[-1], "higher")):
-            if len(rates) > 1 and best.learning_rate == end:
-                logger.warning(
-                    "%s, %d layers: the best learning rate is %g, at the end of those tried. Add a %s one to "
-                    "`--learning_rates`; what is finished is not run again.",
-                    METHODS[best.method].title, best.depth, end, beyond,
-                )  # fmt: skip
+        lowest, highest = min(self.learning_rates), max(self.learning_rates)
+        if lowest < highest and best.learning_rate in (lowest, highest):
+            logger.warning(
+                "%s, %d layers: the best learning rate is %g, at the end of those tried. Add a %s one to "
+                "`--learning_rates`; what is finished is not run again.",
+                METHODS[best.method].title, best.depth, best.learning_rate,
+                "lower" if best.learning_rate == lowest else "higher",
+            )  # fmt: skip
 
     def _cell(self, cell: Cell) -> CellResult:
         folder = cell.folder(self.output_dir)

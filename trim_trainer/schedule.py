@@ -109,18 +109,22 @@ def plan_schedule(
 def _positions(
     num_trims: int, total: float, strategy: str, trim_steps: float | None, delay: float, share: float
 ) -> list[int]:
-    if strategy == "steps" and delay < 1:
-        delay = math.ceil(delay * total)
+    if strategy == "steps":
+        delay = _in_steps(delay, total)
     if strategy == "steps" and trim_steps is None:
         room = min(math.floor((total - delay) * share), total - delay - 1)
         interval = max(1, math.floor(room / num_trims))
         positions = [int(delay) + interval * (i + 1) for i in range(num_trims)]
     else:
-        interval = 1 if strategy == "epoch" else trim_steps
-        interval = math.ceil(interval * total) if interval < 1 else int(interval)
+        interval = 1 if strategy == "epoch" else int(_in_steps(trim_steps, total))
         first = max(1, math.ceil(delay / interval))
         positions = [interval * (first + i) for i in range(num_trims)]
     return [position for position in positions if position <= total]
+
+
+def _in_steps(value: float, total: float) -> float:
+    """Below 1 a share of all steps, rounded up as the Trainer does."""
+    return math.ceil(value * total) if value < 1 else value
 
 
 def _ways_out(num_drops: int, num_trims: int, strategy: str, interval: float | None, delay: float) -> list[str]:
