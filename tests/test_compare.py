@@ -133,8 +133,10 @@ def test_every_control_drops_to_the_depth(method, recipe, tmp_path):
 
 
 def test_a_recipe_that_drops_the_last_layers_is_not_compared_with_itself():
-    assert distinct_methods("sensitivity") == tuple(METHODS)
-    assert set(METHODS) - set(distinct_methods("tail")) == {"progressive_tail", "tail"}
+    assert set(METHODS) - set(distinct_methods("sensitivity")) == {"tail_compensated"}
+    assert distinct_methods("sensitivity", compensation_size=200) == tuple(METHODS)
+    assert set(METHODS) - set(distinct_methods("tail")) == {"progressive_tail", "tail", "tail_compensated"}
+    assert set(METHODS) - set(distinct_methods("tail", 200)) == {"progressive_tail", "tail_compensated"}
 
 
 def test_one_shot_keeps_what_the_recipe_protects(recipe, tmp_path, capsys):

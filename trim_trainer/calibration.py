@@ -112,6 +112,17 @@ def hold_out(
     return train_dataset.select(rest), train_dataset.select(rows)
 
 
+def draw_examples(
+    dataset: Dataset | IterableDataset, size: int, seed: int, tokenizer, **options
+) -> list[ScoredExample]:
+    """Draw `size` examples, or all of fewer; of a stream the first. Their right completions only, as `tokenize_examples`."""
+    if isinstance(dataset, IterableDataset):
+        rows = dataset.take(size)
+    else:
+        rows = dataset.shuffle(seed=seed).select(range(min(size, len(dataset))))
+    return scored_by("loss", tokenize_examples(rows, tokenizer, **options))
+
+
 def choose_metric(metric: str | None, examples: list[ScoredExample]) -> str:
     """Return the metric: the one asked for, or accuracy if every example has choices, else loss.
 

@@ -226,7 +226,10 @@ def compare(arguments: list[str]) -> int:
         num_layers, target = check_model(resolve_source(recipe.model_args.model_name_or_path), recipe.training_args)
         comparison = Comparison(
             arguments=tuple(rest),
-            methods=tuple(options.methods or distinct_methods(recipe.training_args.importance)),
+            methods=tuple(
+                options.methods
+                or distinct_methods(recipe.training_args.importance, recipe.training_args.compensation_size)
+            ),
             depths=tuple(options.depths or [target]),
             seeds=tuple(options.seeds),
             learning_rates=tuple(options.learning_rates or [recipe.training_args.learning_rate]),

@@ -107,6 +107,13 @@ class TrimConfig(SFTConfig):
     distill_temperature: float = field(
         default=1.0, metadata={"help": "Temperature of teacher and model in that divergence, above 0."}
     )
+    compensation_size: int = field(
+        default=0,
+        metadata={
+            "help": "Training examples, such as 200, on which the layer in front of dropped ones takes over, by least squares, "
+            "what they added (ReplaceMe). 0 drops layers without."
+        },
+    )
     max_metric_drop: float | None = field(
         default=None,
         metadata={
@@ -165,6 +172,7 @@ class TrimConfig(SFTConfig):
             ),
             ("scan_batch_tokens", lambda v: v is None or v >= 1, "at least 1 token, or None"),
             ("racing_confidence", lambda v: v is None or 0.5 < v < 1, "in (0.5, 1), or None for no race"),
+            ("compensation_size", lambda v: v >= 0, "at least 0 examples"),
             ("distill_weight", lambda v: 0 < v <= 1, "a share in (0, 1]"),
             ("distill_temperature", lambda v: v > 0, "above 0"),
             ("max_metric_drop", lambda v: v is None or v >= 0, "at least 0; a drop of 2 points of accuracy is 0.02"),

@@ -121,7 +121,7 @@ def _hidden_states(
         batches = make_batches(model, scored_by("loss", examples), False, batch_tokens, 1 + len(layers))
         for batch in share(batches, model):
             states.clear()
-            model(**batch.inputs, use_cache=False, **_no_logits(model))
+            model(**batch.inputs, use_cache=False, **no_logits(model))
             if any(state.shape[:2] != batch.shape for state in states):
                 raise UnsupportedArchitectureError(
                     f"The layers of {type(model).__name__} do not pass (batch, seq, hidden) to each other, so their "
@@ -131,6 +131,6 @@ def _hidden_states(
     model.train(was_training)
 
 
-def _no_logits(model: PreTrainedModel) -> dict[str, int]:
+def no_logits(model: PreTrainedModel) -> dict[str, int]:
     """Let models that can do so compute logits of one position only: none are looked at."""
     return {"logits_to_keep": 1} if "logits_to_keep" in type(model).forward.__code__.co_varnames else {}

@@ -68,6 +68,7 @@ class TrimHistory:
     importance: str
     calibration_metric: str
     calibration_size: int
+    compensation_size: int = 0  # training examples on which layers in front of dropped ones took over
     rounds: tuple[Round, ...] = ()
     measurements: tuple[Measurement, ...] = ()
     stopped: str | None = None  # why dropping ended above the target; None: it did not

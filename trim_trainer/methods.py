@@ -1,6 +1,7 @@
 """What trimming is compared with: the same data, steps and seed, another way to fewer layers, one row each."""
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +25,7 @@ class Method:
         criterion: By which layers are dropped, a name in `CRITERIA`; None: the recipe's own.
         drops: When layers are dropped: `"never"`, `"before"` training all at once, or `"while"` it trains, as the recipe
             says.
+        compensates: Layers in front of dropped ones take over what they added, if the recipe sets `compensation_size`.
         num_last_trained: Train only the head and so many of the last layers; None: what the recipe says.
         paper: Where it comes from.
     """
@@ -31,15 +33,18 @@ class Method:
     title: str
     drops: Literal["never", "before", "while"] = "before"
     criterion: str | None = None
+    compensates: bool = False
     num_last_trained: int | None = None
     paper: str | None = None
 
 
 METHODS = {
     "full": Method("full depth", drops="never"),
-    "progressive": Method("progressive", drops="while", paper="https://huggingface.co/papers/2412.11242"),
-    "progressive_tail": Method("progressive, last layers", drops="while", criterion="tail"),
-    "one_shot": Method("one-shot, same criterion"),
+    "progressive": Method(
+        "progressive", drops="while", compensates=True, paper="https://huggingface.co/papers/2412.11242"
+    ),
+    "progressive_tail": Method("progressive, last layers", drops="while", criterion="tail", compensates=True),
+    "one_shot": Method("one-shot, same criterion", compensates=True),
     "block_influence": Method(
         "one-shot, block influence", criterion="block_influence", paper="https://huggingface.co/papers/2403.03853"
     ),
@@ -48,17 +53,28 @@ METHODS = {
         "one-shot, last layers; trains head + last 3", criterion="tail", num_last_trained=3,
         paper="https://huggingface.co/papers/2411.15558",
     ),
+    "tail_compensated": Method(
+        "one-shot, last layers, compensated", criterion="tail", compensates=True,
+        paper="https://huggingface.co/papers/2505.02819",
+    ),
     "random": Method("one-shot, random", criterion="random"),
 }  # fmt: skip
 
 
-def distinct_methods(importance: str) -> tuple[str, ...]:
-    """Names of all methods but those that are the recipe's own again, where its criterion is theirs."""
-    return tuple(
-        name
-        for name, method in METHODS.items()
-        if method.criterion != importance or method.num_last_trained is not None
-    )
+def distinct_methods(importance: str, compensation_size: int = 0) -> tuple[str, ...]:
+    """Names of all methods but those that a recipe with this criterion makes the same as another one.
+
+    Without compensation none compensates. With it, a control that drops before training and does not is one of its own,
+    even by the recipe's criterion.
+    """
+    names, seen = [], set()
+    for name, method in METHODS.items():
+        criterion = method.criterion or importance
+        what = (method.drops, criterion, method.compensates and compensation_size > 0, method.num_last_trained)
+        if method.drops == "never" or what not in seen:
+            names.append(name)
+            seen.add(what)
+    return tuple(names)
 
 
 @dataclass(frozen=True)
@@ -103,7 +119,8 @@ def drop_before_training(trainer: TrimTrainer, method: Method, calibration, dept
             "protect fewer layers."
         )
     num_layers = len(scored.scores)
-    drop_layers(model, dropped)
+    with trainer.compensated(dropped) if method.compensates else nullcontext():
+        drop_layers(model, dropped)
     _freeze(trainer, method, scored, dropped, num_layers)
     return Dropped(dropped, seconds)
 

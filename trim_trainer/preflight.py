@@ -104,6 +104,21 @@ def _check_settings(args: TrimConfig) -> None:
             raise ValueError(f"A target is set and `{name}` is {why}.")
 
 
+def check_compensated_settings(args: TrimConfig, is_adapted: bool, is_quantized: bool) -> None:
+    """Raise a ValueError for what cannot be where the weights of layers that stay are solved for anew."""
+    plugin, fsdp = args.deepspeed_plugin, getattr(args, "fsdp_plugin", None)
+    rules = {
+        "with a PEFT adapter: it changes weights of the base model, which an adapter does not hold": is_adapted,
+        "with quantized weights, which cannot be solved for": is_quantized,
+        "with DeepSpeed, which keeps weights of its own beside the model's": plugin is not None,
+        "with FSDP, which spreads weights over all processes": fsdp is not None or bool(args.fsdp),
+        f"with `optim` {str(args.optim)!r}, which keeps a second set of weights": "schedule_free" in args.optim,
+    }
+    for why, is_refused in rules.items():
+        if is_refused:
+            raise ValueError(f"`compensation_size` is {args.compensation_size}, {why}. Set it to 0.")
+
+
 def check_distillation(trainer) -> None:
     """Raise a ValueError for what a run with a teacher cannot do."""
     args = trainer.args

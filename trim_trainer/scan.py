@@ -289,7 +289,7 @@ def _stagger(stack: nn.ModuleList, candidates: list[int], batch: Batch) -> Itera
 
     def leave(number):
         def hook(layer, args, kwargs, output):
-            return _replace_hidden(output, torch.cat([_hidden(output), before.pop(number)]))
+            return _replace_hidden(output, torch.cat([hidden_of(output), before.pop(number)]))
 
         return hook
 
@@ -308,7 +308,7 @@ def _record_squares(stack: nn.ModuleList, batch: Batch) -> Iterator[list[torch.T
     squares = []
 
     def hook(layer, args, output):
-        hidden = _hidden(output)
+        hidden = hidden_of(output)
         if isinstance(hidden, torch.Tensor) and hidden.shape[1:2] == batch.shape[1:] and hidden.ndim == 3:
             of_tokens = hidden[: batch.shape[0]].float().square().sum(-1)  # (rows, seq)
             squares.append(of_tokens[batch.counted_rows, batch.counted_positions] * batch.counts)
@@ -339,7 +339,8 @@ def _skip_layer(model: PreTrainedModel, number: int) -> Iterator[None]:
         handle.remove()
 
 
-def _hidden(output):
+def hidden_of(output) -> torch.Tensor:
+    """The hidden state among what a layer returns."""
     return output[0] if isinstance(output, tuple | list) else output
 
 

@@ -3,7 +3,7 @@
 import copy
 import logging
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +14,10 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, Trainer
 
 from .architectures import droppable_layers
-from .calibration import ScoredExample, choose_metric, measure, scored_by, tokenize_examples
+from .calibration import ScoredExample, choose_metric, draw_examples, measure, scored_by, tokenize_examples
 from .checkpointing import CheckpointingTrainer
 from .checkpoints import find_checkpoint
+from .compensation import check_compensation, compensated
 from .config import TrimConfig
 from .distillation import Teacher
 from .evaluation import measure_model
@@ -24,7 +25,7 @@ from .freezing import choose_trained_layers, freeze_all_but, sync_optimizer
 from .full_depth import full_depth_twin
 from .history import Round, TrimHistory
 from .importance import CriterionLike, LayerScores, Settings, calibrate, choose_layers, criterion_name
-from .preflight import check_distillation, check_model, check_output_dir, split_calibration
+from .preflight import check_compensated_settings, check_distillation, check_model, check_output_dir, split_calibration
 from .processes import from_main
 from .reports import log_drop
 from .rollback import QualityFloor
@@ -89,6 +90,8 @@ class TrimTrainer(CheckpointingTrainer):
             )
         if not is_trimming:
             return
+        if args.compensation_size:
+            check_compensated_settings(args, is_peft_model(self.model), is_quantized(self.causal_lm))
         calibration_examples = self._tokenize_examples(calibration_dataset)
         self._evaluation_examples = self._tokenize_examples(eval_dataset) if isinstance(eval_dataset, Dataset) else []
         self._criterion = importance or args.importance
@@ -103,6 +106,7 @@ class TrimTrainer(CheckpointingTrainer):
             importance=criterion_name(self._criterion),
             calibration_metric=metric,
             calibration_size=len(self._calibration_examples),
+            compensation_size=args.compensation_size,
         )
 
     # The algorithm.
@@ -151,7 +155,8 @@ class TrimTrainer(CheckpointingTrainer):
         """
         kept, trained = self.history.kept, self.history.trained_layers
         left = [layer for layer in range(len(kept)) if layer not in dropped]
-        self._take_out(dropped)
+        with self.compensated(dropped):
+            self._take_out(dropped)
         if trained is not None:
             still_trained = [new for new, old in enumerate(left) if kept[old] in trained]
             scores = tuple(scored.scores[old] for old in left)
@@ -162,6 +167,28 @@ class TrimTrainer(CheckpointingTrainer):
             trained = tuple(left[new] for new in chosen)
         self._sync()
         return trained
+
+    def compensated(self, dropped: tuple[int, ...]) -> AbstractContextManager[None]:
+        """Drop layers within; those in front of them take over what they added, if `compensation_size` asks for it."""
+        examples, args = self.compensation_examples, self.args
+        return compensated(self.causal_lm, dropped, examples, args.scan_batch_tokens, self.accelerator.autocast)
+
+    @cached_property
+    def compensation_examples(self) -> list[ScoredExample]:
+        """`compensation_size` examples of the training set, drawn once.
+
+        Raises:
+            ValueError: the run cannot compensate.
+            UnsupportedArchitectureError: the layers of the model cannot.
+        """
+        args = self.args
+        if args.compensation_size == 0:
+            return []
+        check_compensated_settings(args, is_peft_model(self.model), is_quantized(self.causal_lm))
+        options = {"max_length": args.max_length, "text_field": args.dataset_text_field}
+        examples = draw_examples(self.train_dataset, args.compensation_size, args.seed, self._tokenizer, **options)
+        check_compensation(self.causal_lm, min(examples, key=lambda example: example.num_tokens))
+        return examples
 
     def _record(self, scored: LayerScores, dropped: tuple[int, ...], trained: tuple[int, ...] | None) -> None:
         """Add the round to the history, in the layer numbers of the untrimmed model."""
@@ -223,6 +250,7 @@ class TrimTrainer(CheckpointingTrainer):
         self.accelerator.wait_for_everyone()
         if not self.is_fsdp_enabled:
             self.layout  # noqa: B018  found on the model that every run begins with, resumed or not
+            self.compensation_examples  # noqa: B018  on which it is tried whether that is possible
         if resume_from_checkpoint:
             resume_from_checkpoint = find_checkpoint(self.args.output_dir, resume_from_checkpoint)
             self._resume(resume_from_checkpoint)

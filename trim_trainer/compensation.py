@@ -1,0 +1,233 @@
+"""What dropped layers did to the hidden state, put into the layer in front of them (ReplaceMe, arXiv 2505.02819)."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from .architectures import UnsupportedArchitectureError, find_layers
+from .batches import make_batches
+from .calibration import ScoredExample
+from .criteria import no_logits
+from .processes import from_main, share, sum_over_processes
+from .scan import hidden_of, plain_forward
+
+logger = logging.getLogger(__name__)
+
+# Penalty on the change of a weight, as a share of the mean square of the projection's inputs.
+RIDGE = 1e-2
+# Share of a step that may come out as something else: rounding, in single precision and in 16 bits.
+ROUNDING, ROUNDING_16 = 1e-4, 2e-2
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Consecutive layers that go, behind one that stays."""
+
+    front: int  # number of the one that stays, after the drop
+    last: int  # number of the last one that goes, before the drop
+
+
+@dataclass(frozen=True)
+class Projection:
+    """The last linear map of a decoder layer: what it returns is added to the hidden state, times `scale`."""
+
+    module: nn.Linear | Conv1D
+    scale: float
+
+    @torch.no_grad()
+    def change(self, by: torch.Tensor) -> None:
+        """Add (inputs, hidden) to what the map returns per input; with a bias, the last input is 1."""
+        weight, bias = self.module.weight, self.module.bias
+        by = (by / self.scale).to(weight.device, torch.float32)
+        if bias is not None:
+            bias.copy_(bias.float() + by[-1])
+            by = by[:-1]
+        weight.copy_(weight.float() + (by.T if isinstance(self.module, nn.Linear) else by))
+
+
+@contextmanager
+def compensated(
+    model: PreTrainedModel,
+    dropped: Iterable[int],
+    examples: list[ScoredExample],
+    batch_tokens: int | None = None,
+    precision: Callable[[], AbstractContextManager] = nullcontext,
+) -> Iterator[None]:
+    """Drop layers within; then each layer that has lost those behind it learns, by least squares, to do what they did.
+
+    What a decoder layer adds last to the hidden state is linear in the inputs of a projection, mostly `down_proj`. Its
+    weights are solved for anew, so that the output of the layer comes as close as it can to what the last of the dropped
+    layers behind it returned: ridge regression over the tokens of the examples, each weighted by the inverse square of the
+    norm of its state. ReplaceMe solves for a square matrix behind the projection; the projection has more inputs. Gaps are
+    closed from the first to the last. No parameter is added, and no gradient is taken. Dropped layers with none in front of
+    them are not compensated for.
+
+    Several processes share the passes, and all get what the main one has solved. The states behind each gap stay on the
+    CPU meanwhile: tokens · hidden size numbers for each gap.
+
+    Args:
+        model: A causal LM before the drop, with plain weights, whole in this process.
+        dropped: Numbers of the layers that go.
+        examples: On whose tokens states are compared; none: layers are dropped and nothing else.
+        batch_tokens: Tokens that one pass carries at most.
+        precision: Makes the context in which the model runs, such as autocast.
+
+    Raises:
+        UnsupportedArchitectureError: there is no such projection, see `check_compensation`.
+    """
+    gaps = _gaps(len(find_layers(model)), set(dropped)) if examples else []
+    run = partial(_record, examples=examples, batch_tokens=batch_tokens, precision=precision)
+    last = [find_layers(model)[gap.last] for gap in gaps]
+    passes = (
+        [[states.to("cpu", model.dtype) for states in found] for found in run(model, outputs=last)] if gaps else []
+    )
+    yield
+    for number, gap in enumerate(gaps):
+        projection = find_projection(model, gap.front, examples[0])
+        _fit(model, gap.front, projection, [states[number] for states in passes], run)
+
+
+def check_compensation(model: PreTrainedModel, example: ScoredExample) -> None:
+    """Raise an UnsupportedArchitectureError if a layer could not stand in for those behind it."""
+    for layer in range(len(find_layers(model))):
+        find_projection(model, layer, example)
+
+
+def _gaps(depth: int, dropped: set[int]) -> list[Gap]:
+    kept = [layer for layer in range(depth) if layer not in dropped]
+    behind = zip(kept, [*kept[1:], depth], strict=True)
+    return [Gap(front, after - 1) for front, (layer, after) in enumerate(behind) if after > layer + 1]
+
+
+def _fit(model: PreTrainedModel, front: int, projection: Projection, targets: list[torch.Tensor], run) -> None:
+    """Solve for the projection of one layer; `targets` has (tokens, hidden) per pass."""
+    layer, module = find_layers(model)[front], projection.module
+    sums: list[torch.Tensor | float] = [0.0, 0.0, 0.0]
+    for (states, inputs), target in zip(run(model, outputs=[layer], inputs=[module]), targets, strict=True):
+        inputs, states, target = inputs.float(), states.float(), target.to(states.device).float()
+        if module.bias is not None:
+            inputs = torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1)
+        weights = target.square().sum(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny).reciprocal()
+        missing = target - states
+        found = (
+            inputs.T @ (weights * inputs),
+            inputs.T @ (weights * missing),
+            (weights * missing.square()).sum()[None],
+        )
+        sums = [total + value.cpu().double() for total, value in zip(sums, found, strict=True)]
+    squares, products, error = sum_over_processes(*sums, model=model)  # (inputs, inputs), (inputs, hidden), (1,)
+    ridge = RIDGE * squares.diagonal().mean() * torch.eye(len(squares), dtype=squares.dtype)
+    by = from_main(torch.cholesky_solve(products, torch.linalg.cholesky(squares + ridge)))
+    projection.change(by)
+    left = error - 2 * (by * products).sum() + (by * (squares @ by)).sum()
+    logger.info(
+        "Layer %d stands in for those that were behind it; %.0f %% of the error is left.", front, 100 * left / error
+    )
+
+
+class _Enough(Exception):
+    """Ends a forward pass whose remaining layers nobody looks at."""
+
+
+@torch.no_grad()
+def _record(
+    model: PreTrainedModel,
+    examples: list[ScoredExample],
+    batch_tokens: int | None,
+    precision: Callable[[], AbstractContextManager],
+    outputs: Sequence[nn.Module],
+    inputs: Sequence[nn.Module] = (),
+) -> Iterator[list[torch.Tensor]]:
+    """Yield, per pass of this process, (tokens, size) for each module: the outputs of some, then the inputs of others."""
+    found: dict[int, torch.Tensor] = {}
+    was_training = model.training
+
+    def keep(place, value):
+        found[place] = value
+        if len(found) == len(outputs) + len(inputs):
+            raise _Enough
+
+    def leave(module, args, output, place):
+        keep(place, hidden_of(output))
+
+    def enter(module, args, place):
+        keep(place, args[0])
+
+    model.eval()
+    with ExitStack() as hooks:
+        hooks.callback(model.train, was_training)
+        for place, module in enumerate(outputs):
+            hooks.callback(module.register_forward_hook(partial(leave, place=place)).remove)
+        for place, module in enumerate(inputs, len(outputs)):
+            hooks.callback(module.register_forward_pre_hook(partial(enter, place=place)).remove)
+        for batch in share(make_batches(model, examples, False, batch_tokens), model):
+            found.clear()
+            with suppress(_Enough), precision(), plain_forward(model):
+                model(**batch.inputs, use_cache=False, **no_logits(model))
+            rows = [found[place].view(*batch.shape, -1) for place in range(len(found))]  # some see (rows · seq, size)
+            yield [values[batch.counted_rows, batch.counted_positions] for values in rows]
+
+
+@torch.no_grad()
+def find_projection(model: PreTrainedModel, number: int, example: ScoredExample) -> Projection:
+    """Find the last linear map of a layer whose output reaches that of the layer as it is, by moving it and looking.
+
+    Raises:
+        UnsupportedArchitectureError: there is none: a norm or a gate stands behind the last one, or experts do the work.
+    """
+    layers, was_training = find_layers(model), model.training
+    layer = layers[number]
+    elsewhere = {module for other in layers if other is not layer for module in other.modules()}  # shared with others
+    (batch,) = make_batches(model, [example], False)
+    calls: list[tuple] = []
+    ran: list[nn.Module] = []
+    model.eval()
+    with ExitStack() as hooks:
+        hooks.callback(model.train, was_training)
+        hooks.enter_context(torch.autocast(model.device.type, enabled=False))
+        for module in layer.modules():
+            if isinstance(module, nn.Linear | Conv1D) and module not in elsewhere:
+                hooks.callback(module.register_forward_hook(lambda module, args, output: ran.append(module)).remove)
+        handle = layer.register_forward_pre_hook(lambda layer, *call: calls.append(call), with_kwargs=True)
+        try:
+            with plain_forward(model):
+                model(**batch.inputs, use_cache=False, **no_logits(model))
+        finally:
+            handle.remove()
+        args, kwargs = calls[0]
+        for module in reversed(list(dict.fromkeys(ran))):
+            scale = _reach(partial(layer, *args, **kwargs), module)
+            if scale is not None:
+                return Projection(module, scale)
+    raise UnsupportedArchitectureError(
+        f"Layer {number} of {type(model).__name__} has no linear map whose output is added to the hidden state as it is, so "
+        "it cannot stand in for the layers behind it. Set `compensation_size` to 0."
+    )
+
+
+def _reach(run: Callable[[], torch.Tensor], module: nn.Module) -> float | None:
+    """How many times its length a step of a module's output goes in the layer's; None: it comes out as another one."""
+    before = hidden_of(run()).float()
+    generator = torch.Generator().manual_seed(0)
+    step = torch.randn(before.shape, generator=generator).to(before.device)
+    step = step / step.norm(dim=-1, keepdim=True) * before.norm(dim=-1, keepdim=True)
+
+    def move(module, args, output):
+        return output + step.view(output.shape).to(output.dtype) if output.numel() == step.numel() else output
+
+    handle = module.register_forward_hook(move)
+    try:
+        moved = hidden_of(run()).float() - before
+    finally:
+        handle.remove()
+    scale = ((moved * step).sum() / step.square().sum()).item()
+    rounding = ROUNDING if module.weight.dtype == torch.float32 else ROUNDING_16
+    is_whole = (moved - scale * step).norm() <= rounding * step.norm()  # false where anything is not finite
+    return scale if is_whole and abs(scale) > rounding else None
