@@ -47,12 +47,13 @@ def assert_same_run(one, other):
     "settings",
     [
         {"target_layers": 4, "calibration_metric": "loss"},
+        {"target_layers": 4, "importance": "tail", "compensation_size": 30, "max_steps": 6},
         pytest.param(
             {"target_layers": 4, "sparse_update_ratio": None, "gradient_accumulation_steps": 2, "max_steps": 6},
             marks=pytest.mark.slow,
         ),
     ],
-    ids=["sparse update", "all parameters"],
+    ids=["sparse update", "compensation", "all parameters"],
 )
 def test_two_processes_train_as_one_does(settings, tmp_path):
     one = launch(tmp_path / "one", 1, save_strategy="no", **settings)

@@ -109,7 +109,10 @@ def _gaps(depth: int, dropped: set[int]) -> list[Gap]:
 def _fit(model: PreTrainedModel, front: int, projection: Projection, targets: list[torch.Tensor], run) -> None:
     """Solve for the projection of one layer; `targets` has (tokens, hidden) per pass."""
     layer, module = find_layers(model)[front], projection.module
-    sums: list[torch.Tensor | float] = [0.0, 0.0, 0.0]
+    hidden_size, num_inputs = module.weight.shape if isinstance(module, nn.Linear) else module.weight.T.shape
+    num_inputs += module.bias is not None
+    shapes = ((num_inputs, num_inputs), (num_inputs, hidden_size), (1,))
+    sums = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]  # a process may have no pass
     for (states, inputs), target in zip(run(model, outputs=[layer], inputs=[module]), targets, strict=True):
         inputs, states, target = inputs.float(), states.float(), target.to(states.device).float()
         if module.bias is not None:
@@ -122,9 +125,9 @@ def _fit(model: PreTrainedModel, front: int, projection: Projection, targets: li
             (weights * missing.square()).sum()[None],
         )
         sums = [total + value.cpu().double() for total, value in zip(sums, found, strict=True)]
-    squares, products, error = sum_over_processes(*sums, model=model)  # (inputs, inputs), (inputs, hidden), (1,)
-    ridge = RIDGE * squares.diagonal().mean() * torch.eye(len(squares), dtype=squares.dtype)
-    by = from_main(torch.cholesky_solve(products, torch.linalg.cholesky(squares + ridge)))
+    squares, products, error = sum_over_processes(*sums, model=model)
+    ridge = RIDGE * squares.diagonal().mean() * torch.eye(num_inputs, dtype=torch.float64)
+    by = from_main(torch.cholesky_solve(products, torch.linalg.cholesky(squares + ridge)))  # (inputs, hidden)
     projection.change(by)
     left = error - 2 * (by * products).sum() + (by * (squares @ by)).sum()
     logger.info(
