@@ -12,7 +12,7 @@ from pathlib import Path
 
 SETTINGS = (
     "dataset_name", "max_train_samples", "num_train_epochs", "per_device_train_batch_size", "importance", "layers_per_trim",
-    "trim_steps", "trim_delay", "protected_layers", "calibration_size", "distill_from",
+    "trim_steps", "trim_delay", "protected_layers", "calibration_size", "compensation_size", "distill_from",
 )  # fmt: skip
 MEASURED = (
     "train_seconds", "calibration_seconds", "num_train_tokens", "train_peak_bytes", "num_bytes", "decode_tokens_per_second",

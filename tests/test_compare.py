@@ -149,6 +149,20 @@ def test_one_shot_keeps_what_the_recipe_protects(recipe, tmp_path, capsys):
     assert "`depths` contains 2, but only 3 of 4 layers can be dropped" in capsys.readouterr().err
 
 
+def test_compensation_is_a_row_of_its_own(recipe, tmp_path, capsys):
+    arguments = ["compare", "--config", str(recipe), "--seeds", "0", "--output_dir", str(tmp_path)]
+    arguments += ["--methods", "tail", "tail_compensated"]
+    assert main(arguments) == 2
+    assert "contains tail_compensated, but `compensation_size` is 0" in capsys.readouterr().err
+    assert main([*arguments, "--compensation_size", "16"]) == 0
+    plain, compensated = (
+        results(tmp_path / method / "depth-4")["lr-2e-05/seed-0"] for method in ("tail", "tail_compensated")
+    )
+    assert plain["dropped"] == compensated["dropped"] == [5, 4]
+    assert plain["quality"]["recipe"]["loss"] != compensated["quality"]["recipe"]["loss"]
+    assert "one-shot, last layers, compensated" in (tmp_path / "comparison.md").read_text()
+
+
 def test_a_cell_takes_one_of_several_gpus(recipe, tmp_path, monkeypatch):
     parse = Cell.recipe
 

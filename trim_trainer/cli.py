@@ -194,7 +194,7 @@ def evaluate(arguments: list[str]) -> int:
 
 def compare(arguments: list[str]) -> int:
     """Train trimming and its controls, and print one table."""
-    from .methods import METHODS, distinct_methods
+    from .methods import METHODS, choose_methods
 
     parser = argparse.ArgumentParser(
         prog="trim-trainer compare",
@@ -223,16 +223,14 @@ def compare(arguments: list[str]) -> int:
     quiet_libraries()
     try:
         recipe = parse_recipe([*rest, "--output_dir", str(options.output_dir)], prog="trim-trainer compare")
-        num_layers, target = check_model(resolve_source(recipe.model_args.model_name_or_path), recipe.training_args)
+        args = recipe.training_args
+        num_layers, target = check_model(resolve_source(recipe.model_args.model_name_or_path), args)
         comparison = Comparison(
             arguments=tuple(rest),
-            methods=tuple(
-                options.methods
-                or distinct_methods(recipe.training_args.importance, recipe.training_args.compensation_size)
-            ),
+            methods=choose_methods(options.methods, args.importance, args.compensation_size),
             depths=tuple(options.depths or [target]),
             seeds=tuple(options.seeds),
-            learning_rates=tuple(options.learning_rates or [recipe.training_args.learning_rate]),
+            learning_rates=tuple(options.learning_rates or [args.learning_rate]),
             tasks=tuple(read_task(path, options.limit) for path in options.tasks),
             output_dir=options.output_dir,
         )

@@ -1,6 +1,7 @@
 """What trimming is compared with: the same data, steps and seed, another way to fewer layers, one row each."""
 
 import time
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -59,6 +60,22 @@ METHODS = {
     ),
     "random": Method("one-shot, random", criterion="random"),
 }  # fmt: skip
+
+
+def choose_methods(asked: Iterable[str] | None, importance: str, compensation_size: int) -> tuple[str, ...]:
+    """Names of the methods that were asked for; None: all that differ.
+
+    Raises:
+        ValueError: one of them compensates, and the recipe says nothing to do it on.
+    """
+    if asked is None:
+        return distinct_methods(importance, compensation_size)
+    if "tail_compensated" in asked and not compensation_size:
+        raise ValueError(
+            "`--methods` contains tail_compensated, but `compensation_size` is 0. Set it, such as `--compensation_size 200`, "
+            "or leave the method out: it would be tail again."
+        )
+    return tuple(asked)
 
 
 def distinct_methods(importance: str, compensation_size: int = 0) -> tuple[str, ...]:
