@@ -9,7 +9,7 @@ from datasets import Dataset, IterableDataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
-from trim_trainer import TrimConfig, TrimHistory, TrimTrainer, drop_layers
+from trim_trainer import TrimConfig, TrimHistory, TrimTrainer, drop_layers, droppable_layers
 from trim_trainer.architectures import UnsupportedArchitectureError, find_layers
 from trim_trainer.calibration import ScoredExample, draw_examples
 from trim_trainer.compensation import RIDGE, check_compensation, compensated, find_projection
@@ -115,10 +115,30 @@ def test_a_multiplier_behind_the_projection_is_seen():
     assert find_projection(model, 1, examples[0]).scale == pytest.approx(1, rel=1e-3)
 
 
-@pytest.mark.parametrize("model_type", ["gemma2", "olmo2", "mixtral", "qwen2_moe"])
+@pytest.mark.parametrize("model_type", ["gemma2", "olmo2", "mixtral", "qwen2_moe", "phimoe", "blt"])
 def test_a_norm_or_experts_behind_the_last_projection_are_refused(model_type):
     with pytest.raises(UnsupportedArchitectureError, match="Layer . of .* `compensation_size` to 0"):
         check_compensation(zoo.make(model_type).eval(), draw(1)[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in zoo.CAUSAL if name not in zoo.UNBUILT])
+def test_every_architecture_comes_closer_or_is_refused(name):
+    model, examples = zoo.make(name).eval(), draw()
+    try:
+        candidates = [layer for layer in (4, 3, 2, 1) if layer in droppable_layers(model)]
+        check_compensation(model, examples[0])
+    except UnsupportedArchitectureError as refusal:
+        pytest.skip(str(refusal))
+    dropped: list[int] = []
+    for layer in candidates:
+        if len(dropped) < 2 and layer in droppable_layers(model, tuple(dropped)):
+            dropped.append(layer)
+    target = look(model, examples)[0][-1]
+    small = drop_layers(copy.deepcopy(model), dropped)
+    with compensated(model, dropped, examples):
+        drop_layers(model, dropped)
+    assert error(model, target, examples) < error(small, target, examples)
 
 
 def test_a_layer_that_does_nothing_leaves_nothing_to_take_over():

@@ -183,7 +183,8 @@ def find_projection(model: PreTrainedModel, number: int, example: ScoredExample)
     """Find the last linear map of a layer whose output reaches that of the layer as it is, by moving it and looking.
 
     Raises:
-        UnsupportedArchitectureError: there is none: a norm or a gate stands behind the last one, or experts do the work.
+        UnsupportedArchitectureError: there is none: a norm or a gate stands behind the last one, or experts do the work; or
+            the layer sees something else than a state per token.
     """
     layers, was_training = find_layers(model), model.training
     layer = layers[number]
@@ -205,13 +206,16 @@ def find_projection(model: PreTrainedModel, number: int, example: ScoredExample)
         finally:
             handle.remove()
         args, kwargs = calls[0]
-        for module in reversed(list(dict.fromkeys(ran))):
-            scale = _reach(partial(layer, *args, **kwargs), module)
+        run = partial(layer, *args, **kwargs)
+        # Some see another sequence than that of the tokens: patches of bytes, or a prompt in front.
+        sees_tokens = hidden_of(run()).shape[:2] == batch.shape
+        for module in reversed(list(dict.fromkeys(ran))) if sees_tokens else ():
+            scale = _reach(run, module)
             if scale is not None:
                 return Projection(module, scale)
     raise UnsupportedArchitectureError(
-        f"Layer {number} of {type(model).__name__} has no linear map whose output is added to the hidden state as it is, so "
-        "it cannot stand in for the layers behind it. Set `compensation_size` to 0."
+        f"Layer {number} of {type(model).__name__} has no linear map whose output is added to the hidden state of each token "
+        "as it is, so it cannot stand in for the layers behind it. Set `compensation_size` to 0."
     )
 
 
@@ -223,7 +227,9 @@ def _reach(run: Callable[[], torch.Tensor], module: nn.Module) -> float | None:
     step = step / step.norm(dim=-1, keepdim=True) * before.norm(dim=-1, keepdim=True)
 
     def move(module, args, output):
-        return output + step.view(output.shape).to(output.dtype) if output.numel() == step.numel() else output
+        if isinstance(output, torch.Tensor) and output.numel() == step.numel():
+            return output + step.view(output.shape).to(output.dtype)
+        return output
 
     handle = module.register_forward_hook(move)
     try:
