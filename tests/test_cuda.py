@@ -43,7 +43,10 @@ def logits(model):
     return model.eval()(input_ids=ids).logits.float()
 
 
-@pytest.mark.parametrize("precision", [{}, {"bf16": True}, {"fp16": True}], ids=["fp32", "bf16", "fp16"])
+PRECISIONS = [{}, {"bf16": True}, {"fp16": True}, {"bf16": True, "importance": "tail", "compensation_size": 30}]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS, ids=["fp32", "bf16", "fp16", "compensation"])
 def test_what_is_saved_is_what_was_trained(precision, build, tmp_path):
     trainer = build(**precision)
     trainer.train()
