@@ -116,11 +116,18 @@ def draw_examples(
     dataset: Dataset | IterableDataset, size: int, seed: int, tokenizer, **options
 ) -> list[ScoredExample]:
     """Draw `size` examples, or all of fewer; of a stream the first. Their right completions only, as `tokenize_examples`."""
+    return scored_by("loss", tokenize_examples(draw_rows(dataset, size, seed), tokenizer, **options))
+
+
+def draw_rows(dataset: Iterable[dict], size: int, seed: int) -> Iterable[dict]:
+    """Return `size` rows, after a shuffle if the set is larger; of a stream or a list the first."""
     if isinstance(dataset, IterableDataset):
-        rows = dataset.take(size)
-    else:
-        rows = dataset.shuffle(seed=seed).select(range(min(size, len(dataset))))
-    return scored_by("loss", tokenize_examples(rows, tokenizer, **options))
+        return list(dataset.take(size))
+    if len(dataset) <= size:
+        return dataset
+    if isinstance(dataset, Dataset):
+        return dataset.shuffle(seed=seed).select(range(size))
+    return list(dataset)[:size]
 
 
 def choose_metric(metric: str | None, examples: list[ScoredExample]) -> str:

@@ -192,6 +192,11 @@ def find_projection(model: PreTrainedModel, number: int, example: ScoredExample)
     (batch,) = make_batches(model, [example], False)
     calls: list[tuple] = []
     ran: list[nn.Module] = []
+
+    def enter(layer, *call):
+        calls.append(call)
+        raise _Enough
+
     model.eval()
     with ExitStack() as hooks:
         hooks.callback(model.train, was_training)
@@ -199,18 +204,19 @@ def find_projection(model: PreTrainedModel, number: int, example: ScoredExample)
         for module in layer.modules():
             if isinstance(module, nn.Linear | Conv1D) and module not in elsewhere:
                 hooks.callback(module.register_forward_hook(lambda module, args, output: ran.append(module)).remove)
-        handle = layer.register_forward_pre_hook(lambda layer, *call: calls.append(call), with_kwargs=True)
+        handle = layer.register_forward_pre_hook(enter, with_kwargs=True)
         try:
-            with plain_forward(model):
+            with suppress(_Enough), plain_forward(model):
                 model(**batch.inputs, use_cache=False, **no_logits(model))
         finally:
             handle.remove()
         args, kwargs = calls[0]
         run = partial(layer, *args, **kwargs)
+        before = hidden_of(run())
         # Some see another sequence than that of the tokens: patches of bytes, or a prompt in front.
-        sees_tokens = hidden_of(run()).shape[:2] == batch.shape
+        sees_tokens = before.shape[:2] == batch.shape
         for module in reversed(list(dict.fromkeys(ran))) if sees_tokens else ():
-            scale = _reach(run, module)
+            scale = _reach(run, before.float(), module)
             if scale is not None:
                 return Projection(module, scale)
     raise UnsupportedArchitectureError(
@@ -219,9 +225,8 @@ def find_projection(model: PreTrainedModel, number: int, example: ScoredExample)
     )
 
 
-def _reach(run: Callable[[], torch.Tensor], module: nn.Module) -> float | None:
+def _reach(run: Callable[[], torch.Tensor], before: torch.Tensor, module: nn.Module) -> float | None:
     """How many times its length a step of a module's output goes in the layer's; None: it comes out as another one."""
-    before = hidden_of(run()).float()
     generator = torch.Generator().manual_seed(0)
     step = torch.randn(before.shape, generator=generator).to(before.device)
     step = step / step.norm(dim=-1, keepdim=True) * before.norm(dim=-1, keepdim=True)

@@ -12,6 +12,7 @@ from .architectures import UnsupportedArchitectureError, find_layers
 from .batches import Batch, make_batches
 from .calibration import ScoredExample, scored_by
 from .processes import share, sum_over_processes
+from .scan import hidden_of
 
 
 @torch.no_grad()
@@ -111,7 +112,7 @@ def _hidden_states(
         states.append(args[0] if args else kwargs["hidden_states"])
 
     def leave(layer, args, output):
-        states.append(output[0] if isinstance(output, tuple | list) else output)
+        states.append(hidden_of(output))
 
     model.eval()
     with ExitStack() as hooks:

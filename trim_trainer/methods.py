@@ -88,7 +88,7 @@ def distinct_methods(importance: str, compensation_size: int = 0) -> tuple[str, 
     for name, method in METHODS.items():
         criterion = method.criterion or importance
         what = (method.drops, criterion, method.compensates and compensation_size > 0, method.num_last_trained)
-        if method.drops == "never" or what not in seen:
+        if what not in seen:
             names.append(name)
             seen.add(what)
     return tuple(names)

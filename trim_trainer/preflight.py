@@ -11,11 +11,11 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .architectures import droppable_layers, find_architecture, find_layers, num_layers
-from .calibration import CalibrationError, check_choices, check_disjoint, example_key, hold_out
+from .calibration import CalibrationError, check_choices, check_disjoint, draw_rows, example_key, hold_out
 from .config import TrimConfig
 from .history import HISTORY_NAME
 from .schedule import resolve_target
-from .surgery import check_layers
+from .surgery import check_layers, is_quantized
 
 logger = logging.getLogger(__name__)
 
@@ -104,14 +104,14 @@ def _check_settings(args: TrimConfig) -> None:
             raise ValueError(f"A target is set and `{name}` is {why}.")
 
 
-def check_compensated_settings(args: TrimConfig, is_adapted: bool, is_quantized: bool) -> None:
+def check_compensated_settings(trainer) -> None:
     """Raise a ValueError for what cannot be where the weights of layers that stay are solved for anew."""
-    plugin, fsdp = args.deepspeed_plugin, getattr(args, "fsdp_plugin", None)
+    args, is_adapted = trainer.args, is_peft_model(trainer.model)
     rules = {
         "with a PEFT adapter: it changes weights of the base model, which an adapter does not hold": is_adapted,
-        "with quantized weights, which cannot be solved for": is_quantized,
-        "with DeepSpeed, which keeps weights of its own beside the model's": plugin is not None,
-        "with FSDP, which spreads weights over all processes": fsdp is not None or bool(args.fsdp),
+        "with quantized weights, which cannot be solved for": is_quantized(trainer.causal_lm),
+        "with DeepSpeed, which keeps weights of its own beside the model's": trainer.is_deepspeed_enabled,
+        "with FSDP, which spreads weights over all processes": trainer.is_fsdp_enabled,
         f"with `optim` {str(args.optim)!r}, which keeps a second set of weights": "schedule_free" in args.optim,
     }
     for why, is_refused in rules.items():
@@ -183,17 +183,6 @@ def split_calibration(
     if calibration_dataset is None:
         return hold_out(train_dataset, keys, args.calibration_size, args.seed)
     check_disjoint(calibration_dataset, keys)
-    return train_dataset, _first_examples(calibration_dataset, args)
-
-
-def _first_examples(calibration_dataset: Iterable[dict], args: TrimConfig) -> Iterable[dict]:
-    """The first `calibration_size` examples, after a shuffle if the set is larger."""
-    if isinstance(calibration_dataset, IterableDataset):
-        return list(calibration_dataset.take(args.calibration_size))
-    if len(calibration_dataset) == 0:
+    if not isinstance(calibration_dataset, IterableDataset) and len(calibration_dataset) == 0:
         raise CalibrationError("`calibration_dataset` is empty, expected at least one example.")
-    if len(calibration_dataset) <= args.calibration_size:
-        return calibration_dataset
-    if isinstance(calibration_dataset, Dataset):
-        return calibration_dataset.shuffle(seed=args.seed).select(range(args.calibration_size))
-    return list(calibration_dataset)[: args.calibration_size]
+    return train_dataset, draw_rows(calibration_dataset, args.calibration_size, args.seed)

@@ -91,7 +91,7 @@ class TrimTrainer(CheckpointingTrainer):
         if not is_trimming:
             return
         if args.compensation_size:
-            check_compensated_settings(args, is_peft_model(self.model), is_quantized(self.causal_lm))
+            check_compensated_settings(self)
         calibration_examples = self._tokenize_examples(calibration_dataset)
         self._evaluation_examples = self._tokenize_examples(eval_dataset) if isinstance(eval_dataset, Dataset) else []
         self._criterion = importance or args.importance
@@ -184,7 +184,7 @@ class TrimTrainer(CheckpointingTrainer):
         args = self.args
         if args.compensation_size == 0:
             return []
-        check_compensated_settings(args, is_peft_model(self.model), is_quantized(self.causal_lm))
+        check_compensated_settings(self)
         options = {"max_length": args.max_length, "text_field": args.dataset_text_field}
         examples = draw_examples(self.train_dataset, args.compensation_size, args.seed, self._tokenizer, **options)
         check_compensation(self.causal_lm, min(examples, key=lambda example: example.num_tokens))
