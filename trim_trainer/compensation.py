@@ -69,8 +69,8 @@ def compensated(
     closed from the first to the last. No parameter is added, and no gradient is taken. Dropped layers with none in front of
     them are not compensated for.
 
-    Several processes share the passes, and all get what the main one has solved. The states behind each gap stay on the
-    CPU meanwhile: tokens · hidden size numbers for each gap.
+    Several processes share the passes, and all get what the main one has solved. There is one pass before the drop and one
+    more for each gap but the first, for which states stay on the CPU meanwhile: tokens · hidden size numbers.
 
     Args:
         model: A causal LM before the drop, with plain weights, whole in this process.
@@ -82,16 +82,27 @@ def compensated(
     Raises:
         UnsupportedArchitectureError: there is no such projection, see `check_compensation`.
     """
-    gaps = _gaps(len(find_layers(model)), set(dropped)) if examples else []
+    layers = find_layers(model)
+    gaps = _gaps(len(layers), set(dropped)) if examples else []
+    if not gaps:
+        yield
+        return
     run = partial(_record, examples=examples, batch_tokens=batch_tokens, precision=precision)
-    last = [find_layers(model)[gap.last] for gap in gaps]
-    passes = (
-        [[states.to("cpu", model.dtype) for states in found] for found in run(model, outputs=last)] if gaps else []
-    )
+    # Nothing in front of the first gap changes, so one pass shows both what its projection sees and what it has to return.
+    first = _Regression(find_projection(model, gaps[0].front, examples[0]))
+    outputs = [layers[gaps[0].front], *(layers[gap.last] for gap in gaps)]
+    targets = []
+    for states, target, *others, inputs in run(model, outputs=outputs, inputs=[first.projection.module]):
+        first.add(inputs, states, target)
+        targets.append([other.to("cpu", model.dtype) for other in others])
     yield
-    for number, gap in enumerate(gaps):
-        projection = find_projection(model, gap.front, examples[0])
-        _fit(model, gap.front, projection, [states[number] for states in passes], run)
+    first.solve(model, gaps[0].front)
+    for number, gap in enumerate(gaps[1:]):
+        fit = _Regression(find_projection(model, gap.front, examples[0]))
+        passes = run(model, outputs=[find_layers(model)[gap.front]], inputs=[fit.projection.module])
+        for (states, inputs), target in zip(passes, targets, strict=True):
+            fit.add(inputs, states, target[number])
+        fit.solve(model, gap.front)
 
 
 def check_compensation(model: PreTrainedModel, example: ScoredExample) -> None:
@@ -106,16 +117,21 @@ def _gaps(depth: int, dropped: set[int]) -> list[Gap]:
     return [Gap(front, after - 1) for front, (layer, after) in enumerate(behind) if after > layer + 1]
 
 
-def _fit(model: PreTrainedModel, front: int, projection: Projection, targets: list[torch.Tensor], run) -> None:
-    """Solve for the projection of one layer; `targets` has (tokens, hidden) per pass."""
-    layer, module = find_layers(model)[front], projection.module
-    hidden_size, num_inputs = module.weight.shape if isinstance(module, nn.Linear) else module.weight.T.shape
-    num_inputs += module.bias is not None
-    shapes = ((num_inputs, num_inputs), (num_inputs, hidden_size), (1,))
-    sums = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]  # a process may have no pass
-    for (states, inputs), target in zip(run(model, outputs=[layer], inputs=[module]), targets, strict=True):
+class _Regression:
+    """Least squares for a projection: what it has to return in addition, from its inputs, summed up over passes."""
+
+    def __init__(self, projection: Projection):
+        self.projection = projection
+        module = projection.module
+        hidden_size, num_inputs = module.weight.shape if isinstance(module, nn.Linear) else module.weight.T.shape
+        num_inputs += module.bias is not None
+        shapes = ((num_inputs, num_inputs), (num_inputs, hidden_size), (1,))
+        self._sums = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]  # a process may have no pass
+
+    def add(self, inputs: torch.Tensor, states: torch.Tensor, target: torch.Tensor) -> None:
+        """Take in the inputs (tokens, inputs) of a pass, the states (tokens, hidden) and what they should have been."""
         inputs, states, target = inputs.float(), states.float(), target.to(states.device).float()
-        if module.bias is not None:
+        if self.projection.module.bias is not None:
             inputs = torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1)
         weights = target.square().sum(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny).reciprocal()
         missing = target - states
@@ -124,15 +140,20 @@ def _fit(model: PreTrainedModel, front: int, projection: Projection, targets: li
             inputs.T @ (weights * missing),
             (weights * missing.square()).sum()[None],
         )
-        sums = [total + value.cpu().double() for total, value in zip(sums, found, strict=True)]
-    squares, products, error = sum_over_processes(*sums, model=model)
-    ridge = RIDGE * squares.diagonal().mean() * torch.eye(num_inputs, dtype=torch.float64)
-    by = from_main(torch.cholesky_solve(products, torch.linalg.cholesky(squares + ridge)))  # (inputs, hidden)
-    projection.change(by)
-    left = error - 2 * (by * products).sum() + (by * (squares @ by)).sum()
-    logger.info(
-        "Layer %d stands in for those that were behind it; %.0f %% of the error is left.", front, 100 * left / error
-    )
+        self._sums = [total + value.cpu().double() for total, value in zip(self._sums, found, strict=True)]
+
+    def solve(self, model: PreTrainedModel, front: int) -> None:
+        """Change the projection of layer `front`."""
+        squares, products, error = sum_over_processes(*self._sums, model=model)
+        ridge = RIDGE * squares.diagonal().mean() * torch.eye(len(squares), dtype=torch.float64)
+        by = from_main(torch.cholesky_solve(products, torch.linalg.cholesky(squares + ridge)))  # (inputs, hidden)
+        self.projection.change(by)
+        left = error - 2 * (by * products).sum() + (by * (squares @ by)).sum()
+        logger.info(
+            "Layer %d stands in for those that were behind it; %.0f %% of the error is left.",
+            front,
+            100 * left / error,
+        )
 
 
 class _Enough(Exception):
