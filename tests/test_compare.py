@@ -1,6 +1,7 @@
 """Trimming beside its controls: every method trains, the table says what was measured, nothing runs twice."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -211,3 +212,12 @@ def test_a_difference_between_methods_is_paired_by_seed():
     header, body = tabulate(group([deep[0], shallow[0]]))
     assert body[1][header.index("points over full depth")] == "-5.0"  # one seed has no interval
     assert "points over full depth" not in tabulate(group([deep[2], shallow[0]]))[0]
+
+
+def test_the_page_of_results_has_the_tables_of_its_runs():
+    sys.path.insert(0, str(Path(__file__).parent.parent / "docs"))
+    from generate_results import PAGES, TABLES, render
+
+    pages = [page.read_text(encoding="utf-8") for page in PAGES]
+    assert pages == [render(page) for page in pages], "run `python docs/generate_results.py`"
+    assert all(f"<!-- table: {name} -->\n| " in pages[0] for name in TABLES)

@@ -1,0 +1,356 @@
+"""Fill the tables of docs/results.md and README.md that pool runs, over seeds and machines, from docs/results.csv.
+
+python docs/generate_results.py
+"""
+
+import csv
+import re
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from trim_trainer.compare import students_t
+
+RUNS = Path(__file__).with_name("results.csv")
+PAGES = (Path(__file__).with_name("results.md"), Path(__file__).parent.with_name("README.md"))
+TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+
+NUM_LAYERS, PROTECTED, SCANNED = 30, "0 1 2 3 4 5 6 7 8 9", ("progressive", "one_shot")
+COMPENSATING = ("progressive", "progressive_tail", "one_shot", "tail_compensated")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What was trained on, for how long."""
+
+    data: str
+    samples: int
+    epochs: int
+    num_examples: int
+
+    @property
+    def first_fifth(self) -> int:
+        """Steps in which an automatic schedule drops."""
+        return int(self.samples * self.epochs / 8 * 0.2)
+
+
+NEWS, NEWS_LONG = Task("fpb", 1600, 1, 966), Task("fpb", 3383, 2, 966)
+MEDICINE, MEDICINE_LONG = Task("medmcqa_subject", 1600, 1, 989), Task("medmcqa_subject", 2567, 2, 989)
+LAW = Task("cuad_yesno", 4800, 1, 2324)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A line of a table: runs that differ in seed and machine alone."""
+
+    title: str
+    method: str
+    rate: float = 3e-4
+    steps: int | None = None  # between drops; None: within the first fifth of the run
+    delay: int = 0
+    scored_on: int = 24
+    compensation: int = 0
+
+    def runs(self, task: Task, depth: int) -> dict[tuple[str, str], dict]:
+        """The runs, by machine and seed."""
+        found: dict[tuple[str, str], dict] = {}
+        for run in load():
+            if self._is_mine(run, task, NUM_LAYERS if self.method == "full" else depth):
+                found.setdefault((run["device"].split(",")[0], run["seed"]), run)
+        return found
+
+    def _is_mine(self, run: dict, task: Task, depth: int) -> bool:
+        settings = (run["dataset_name"], run["max_train_samples"], run["num_train_epochs"], run["num_examples"])
+        if settings != tuple(map(str, (task.data, task.samples, task.epochs, task.num_examples))):
+            return False
+        if (run["method"], int(run["depth"]), float(run["learning_rate"])) != (self.method, depth, self.rate):
+            return False
+        if self.method in COMPENSATING and int(run["compensation_size"] or 0) != self.compensation:
+            return False
+        if self.method in SCANNED and run["importance"] not in ("", "sensitivity"):
+            return False
+        if self.method in SCANNED and (run["protected_layers"], int(run["calibration_size"])) != (
+            PROTECTED,
+            self.scored_on,
+        ):
+            return False
+        if not self.method.startswith("progressive"):
+            return True
+        steps = self.steps or task.first_fifth // -(-(NUM_LAYERS - depth) // 3)
+        return (run["layers_per_trim"], float(run["trim_steps"]), float(run["trim_delay"] or 0)) == (
+            "3",
+            steps,
+            self.delay,
+        )
+
+
+@cache
+def load() -> tuple[dict, ...]:
+    """All runs."""
+    with RUNS.open(encoding="utf-8", newline="") as file:
+        return tuple(csv.DictReader(file))
+
+
+FULL, FULL_HIGH = Setting("full depth, lr 1e-4", "full", 1e-4), Setting("full depth, lr 3e-4", "full")
+SCAN, SCAN_FIRST = (
+    Setting("progressive, scan", "progressive"),
+    Setting("progressive, scan, first steps", "progressive", steps=1),
+)
+SCAN_THIRD = replace(SCAN, steps=3)
+SCAN_FIRST_96 = replace(SCAN_FIRST, title="progressive, scan, first steps, 96 examples", scored_on=96)
+SCAN_COMPENSATED = replace(SCAN, title="progressive, scan, compensated", compensation=200)
+SCAN_BOTH = replace(SCAN_FIRST_96, title="progressive, scan, first steps, 96 examples, compensated", compensation=200)
+SCAN_LATE = replace(SCAN, title="progressive, scan, after step 200", steps=20, delay=200)
+LAST = Setting("progressive, last layers", "progressive_tail")
+LAST_COMPENSATED = replace(LAST, title="progressive, last layers, compensated", compensation=200)
+LAST_FIRST_COMPENSATED = replace(LAST_COMPENSATED, title="progressive, last layers, first steps, compensated", steps=1)
+TAIL = Setting("one-shot, last layers", "tail")
+TAIL_COMPENSATED = Setting("one-shot, last layers, compensated", "tail_compensated", compensation=200)
+ONE_SHOT = Setting("one-shot, same criterion", "one_shot")
+CONTROLS = (
+    TAIL_COMPENSATED,
+    TAIL,
+    ONE_SHOT,
+    Setting("one-shot, block influence", "block_influence"),
+    Setting("one-shot, last layers; trains head + last 3", "tail_head"),
+    Setting("one-shot, random", "random"),
+)
+PROGRESSIVE = (
+    LAST_COMPENSATED, LAST_FIRST_COMPENSATED, LAST, SCAN_FIRST_96, SCAN_BOTH, SCAN_FIRST, SCAN, SCAN_COMPENSATED, SCAN_LATE,
+)  # fmt: skip
+
+
+def at(rate: float, settings: tuple[Setting, ...]) -> list[Setting]:
+    """Lines at a rate, and compensated ones at the rate of full depth too."""
+    lower = [setting for setting in settings if setting.compensation and rate != FULL.rate]
+    return [replace(setting, rate=rate) for setting in settings] + [
+        replace(setting, title=f"{setting.title}, lr 1e-4", rate=FULL.rate) for setting in lower
+    ]
+
+
+def accuracy(run: dict) -> float:
+    """Of one run."""
+    return float(run["accuracy"])
+
+
+def mean(runs: dict, name: str = "accuracy") -> float:
+    """Of one figure."""
+    return statistics.fmean(by_seed({key: float(run[name]) for key, run in runs.items()}))
+
+
+def points(runs: dict, others: dict) -> str:
+    """How many points of accuracy are between two lines, paired by machine and seed; with a star by seed alone."""
+    star = ""
+    if not runs.keys() & others.keys():
+        runs, others = ({(seed,): run for (_, seed), run in line.items()} for line in (runs, others))
+        star = "*"
+    pairs = {key: 100 * (accuracy(runs[key]) - accuracy(others[key])) for key in runs if key in others}
+    if not pairs:
+        return ""
+    middle, low, high = students_t(by_seed(pairs))
+    return f"{middle:+.1f}{star}" if low == high else f"{middle:+.1f} ({low:+.1f} to {high:+.1f}){star}"
+
+
+def by_seed(figures: dict) -> list[float]:
+    """The mean of each seed over its machines, which are not independent of each other."""
+    seeds = sorted({key[-1] for key in figures})
+    return [statistics.fmean(figure for key, figure in figures.items() if key[-1] == seed) for seed in seeds]
+
+
+def interval(runs: dict) -> str:
+    """Mean accuracy with its interval; of one run the accuracy."""
+    middle, low, high = students_t(by_seed({key: accuracy(run) for key, run in runs.items()}))
+    return f"{middle:.3f}" if low == high else f"{middle:.3f} ({max(0.0, low):.3f}–{min(1.0, high):.3f})"
+
+
+def table(*lines: list[str]) -> str:
+    """The first line is the head."""
+    head, *rest = lines
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rest])
+
+
+def controls(task: Task, rate: float) -> str:
+    """Every method at every depth; in bold the best progressive one of a depth."""
+    full = FULL.runs(task, NUM_LAYERS)
+
+    def line(depth, setting, runs, best):
+        is_best = runs is best
+        return [
+            str(depth), f"**{setting.title}**" if is_best else setting.title, str(len(runs)), interval(runs),
+            f"{mean(runs, 'macro_f1'):.3f}", "" if runs is full else points(runs, full),
+            "" if is_best or best is None else points(best, runs), f"{mean(runs, 'loss'):.3f}",
+        ]  # fmt: skip
+
+    lines = [
+        ["layers", "method", "runs", "accuracy", "macro-F1", "points over full depth at 1e-4", "bold over it", "loss"]
+    ]
+    lines += [line(NUM_LAYERS, FULL, full, None), line(NUM_LAYERS, FULL_HIGH, FULL_HIGH.runs(task, NUM_LAYERS), None)]
+    for depth in (20, 15, 12):
+        settings = at(rate, PROGRESSIVE) + at(rate, CONTROLS)
+        found = [(setting, runs) for setting in settings if (runs := setting.runs(task, depth))]
+        progressive = [runs for setting, runs in found if setting.method.startswith("progressive")]
+        best = max(progressive, key=mean, default=None)
+        lines += [line(depth, setting, runs, best) for setting, runs in found]
+    return table(*lines)
+
+
+def best_full(task: Task) -> dict:
+    """Full depth at its best rate."""
+    return max((runs for setting in (FULL, FULL_HIGH) if (runs := setting.runs(task, NUM_LAYERS))), key=mean)
+
+
+def summary() -> str:
+    """Full depth at its best rate, the best progressive row, and the controls that come close."""
+    lines = [
+        [
+            "",
+            "full depth",
+            "progressive",
+            "its points over full depth",
+            "one-shot, same criterion",
+            "one-shot, last layers",
+            "the same, compensated",
+        ]
+    ]
+    for title, task, rate in (
+        ("news, 200 steps", NEWS, 3e-4), ("medicine, 200 steps", MEDICINE, 3e-4), ("law, 573 steps", LAW, 1e-4),
+        ("news, 846 steps", NEWS_LONG, 3e-4), ("medicine, 642 steps", MEDICINE_LONG, 3e-4),
+    ):  # fmt: skip
+        full = best_full(task)
+        for depth in (20, 15, 12):
+            found = [(setting, setting.runs(task, depth)) for setting in at(rate, PROGRESSIVE)]
+            found = [(setting, runs) for setting, runs in found if len({seed for _, seed in runs}) > 2]
+            if not found:
+                continue
+            setting, best = max(found, key=lambda each: mean(each[1]))
+            others = [replace(other, rate=rate).runs(task, depth) for other in (ONE_SHOT, TAIL, TAIL_COMPENSATED)]
+            name = setting.title.removeprefix("progressive, ")
+            shown = [
+                f"{mean(runs):.3f}" + (" (one seed)" if len({seed for _, seed in runs}) == 1 else "") if runs else ""
+                for runs in others
+            ]
+            lines.append(
+                [
+                    f"{title}, {depth} layers",
+                    f"{mean(full):.3f}",
+                    f"{mean(best):.3f} ({name})",
+                    points(best, full),
+                    *shown,
+                ]
+            )
+    return table(*lines)
+
+
+def longer() -> str:
+    """Half of the layers after longer runs."""
+    lines = [["", "news, 846 steps", "medicine, 642 steps"]]
+    tasks = (NEWS_LONG, MEDICINE_LONG)
+    for setting in (
+        FULL_HIGH,
+        FULL,
+        TAIL,
+        *at(3e-4, (TAIL_COMPENSATED, LAST_COMPENSATED)),
+        SCAN,
+        SCAN_FIRST,
+        SCAN_FIRST_96,
+    ):
+        cells = []
+        for task in tasks:
+            runs, full = setting.runs(task, 15), best_full(task)
+            more = "" if not runs or runs == full else f", {points(runs, full)}"
+            cells.append(f"{mean(runs):.3f} ({len(runs)}){more}" if runs else "")
+        if any(cells):
+            lines.append([setting.title, *cells])
+    return table(*lines)
+
+
+def forgotten() -> str:
+    """What else the models can, of one run each."""
+    lines = [["", "ARC-Easy", "WikiText-2 perplexity"]]
+    for name, task, rate in (("news", NEWS, 3e-4), ("medicine", MEDICINE, 3e-4), ("law", LAW, 1e-4)):
+        trimmed = at(rate, (TAIL, TAIL_COMPENSATED, ONE_SHOT, *PROGRESSIVE))
+        for setting in (FULL, FULL_HIGH, *trimmed):
+            for (machine, seed), run in setting.runs(task, 15).items():
+                if run["arc_easy_accuracy"] and "H100" in machine and seed == "0":
+                    perplexity = f"{float(run['wikitext2_perplexity']):,.0f}"
+                    lines.append([f"{name}, {setting.title}", f"{float(run['arc_easy_accuracy']):.3f}", perplexity])
+    return table(*lines)
+
+
+def differences(head: list[str], rows: list[tuple[str, Callable[[int], tuple[Setting, Setting]], Task]]) -> str:
+    """Points of one setting over another one, by depth."""
+    lines = [head]
+    for title, pair, task in rows:
+        cells = []
+        for depth in (20, 15, 12):
+            one, other = (setting.runs(task, depth) for setting in pair(depth))
+            shared = len(one.keys() & other.keys())
+            cells.append(f"{points(one, other)} ({shared})" if shared else "")
+        lines.append([title, *cells])
+    return table(*lines)
+
+
+def compensation() -> str:
+    """With and without, the last layers at once."""
+    rows = [
+        (name, lambda depth, rate=rate: (replace(TAIL_COMPENSATED, rate=rate), replace(TAIL, rate=rate)), task)
+        for name, task, rate in (
+            ("news, 200 steps", NEWS, 3e-4), ("medicine, 200 steps", MEDICINE, 3e-4), ("law, 573 steps", LAW, 1e-4),
+            ("news, 846 steps", NEWS_LONG, 3e-4), ("medicine, 642 steps", MEDICINE_LONG, 3e-4),
+        )
+    ]  # fmt: skip
+    return differences(["last layers at once", "20 layers", "15 layers", "12 layers"], rows)
+
+
+def schedule() -> str:
+    """The first steps, or every third, against the first fifth of the run."""
+    rows = [
+        (f"{name}, {what}", lambda depth, setting=setting: (setting, SCAN), task)
+        for name, task in (("news", NEWS), ("medicine", MEDICINE))
+        for what, setting in (("`--trim_steps 1`", SCAN_FIRST), ("`--trim_steps 3`", SCAN_THIRD))
+    ]
+    return differences(["scan", "20 layers", "15 layers", "12 layers"], rows)
+
+
+def machines() -> str:
+    """How far runs of the same settings and seed on two machines are apart."""
+    lines = [["machines", "pairs", "mean difference", "standard deviation", "largest"]]
+    settings = [(setting, 15) for setting in (FULL, FULL_HIGH)]
+    settings += [(setting, depth) for setting in (*PROGRESSIVE, *CONTROLS) for depth in (20, 15, 12)]
+    for one, other in (("NVIDIA H100 80GB HBM3", "NVIDIA H200"), ("NVIDIA H100 80GB HBM3", "AMD EPYC")):
+        found = []
+        for task in (NEWS, MEDICINE):
+            for setting, depth in settings:
+                runs = setting.runs(task, depth)
+                shared = [seed for machine, seed in runs if machine == one and (other, seed) in runs]
+                found += [100 * (accuracy(runs[one, seed]) - accuracy(runs[other, seed])) for seed in shared]
+        spread, largest = statistics.pstdev(found), max(map(abs, found))
+        lines.append(
+            [f"{one}, {other}", str(len(found)), f"{statistics.fmean(found):+.1f}", f"{spread:.1f}", f"{largest:.1f}"]
+        )
+    return table(*lines)
+
+
+TABLES = {
+    "summary": summary,
+    "news": lambda: controls(NEWS, 3e-4),
+    "medicine": lambda: controls(MEDICINE, 3e-4),
+    "law": lambda: controls(LAW, 1e-4),
+    "longer": longer,
+    "forgotten": forgotten,
+    "compensation": compensation,
+    "schedule": schedule,
+    "machines": machines,
+}
+
+
+def render(page: str) -> str:
+    """Return the page with its tables filled."""
+    return TABLE.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}\n{found[3]}", page)
+
+
+if __name__ == "__main__":
+    for page in PAGES:
+        page.write_text(render(page.read_text(encoding="utf-8")), encoding="utf-8")
