@@ -38,7 +38,7 @@ class Task:
 
 NEWS, NEWS_LONG = Task("fpb", 1600, 1, 966), Task("fpb", 3383, 2, 966)
 MEDICINE, MEDICINE_LONG = Task("medmcqa_subject", 1600, 1, 989), Task("medmcqa_subject", 2567, 2, 989)
-LAW = Task("cuad_yesno", 4800, 1, 2324)
+LAW, LAW_SHORT = Task("cuad_yesno", 4800, 1, 2324), Task("cuad_yesno", 1600, 1, 600)
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,7 @@ SCAN_FIRST_96 = replace(SCAN_FIRST, title="progressive, scan, first steps, 96 ex
 SCAN_COMPENSATED = replace(SCAN, title="progressive, scan, compensated", compensation=200)
 SCAN_BOTH = replace(SCAN_FIRST_96, title="progressive, scan, first steps, 96 examples, compensated", compensation=200)
 SCAN_LATE = replace(SCAN, title="progressive, scan, after step 200", steps=20, delay=200)
+SCAN_LATER = replace(SCAN, title="progressive, scan, after step 100", steps=5, delay=100)
 LAST = Setting("progressive, last layers", "progressive_tail")
 LAST_COMPENSATED = replace(LAST, title="progressive, last layers, compensated", compensation=200)
 LAST_FIRST_COMPENSATED = replace(LAST_COMPENSATED, title="progressive, last layers, first steps, compensated", steps=1)
@@ -119,6 +120,7 @@ CONTROLS = (
 )
 PROGRESSIVE = (
     LAST_COMPENSATED, LAST_FIRST_COMPENSATED, LAST, SCAN_FIRST_96, SCAN_BOTH, SCAN_FIRST, SCAN, SCAN_COMPENSATED, SCAN_LATE,
+    SCAN_LATER,
 )  # fmt: skip
 
 
@@ -338,6 +340,7 @@ TABLES = {
     "news": lambda: controls(NEWS, 3e-4),
     "medicine": lambda: controls(MEDICINE, 3e-4),
     "law": lambda: controls(LAW, 1e-4),
+    "law_short": lambda: controls(LAW_SHORT, 1e-4),
     "longer": longer,
     "forgotten": forgotten,
     "compensation": compensation,
