@@ -125,8 +125,8 @@ PROGRESSIVE = (
 
 
 def at(rate: float, settings: tuple[Setting, ...]) -> list[Setting]:
-    """Lines at a rate, and compensated ones at the rate of full depth too."""
-    lower = [setting for setting in settings if setting.compensation and rate != FULL.rate]
+    """Lines at a rate, and those that may want the rate of full depth at that too."""
+    lower = [each for each in settings if (each.compensation or each.method == "tail") and rate != FULL.rate]
     return [replace(setting, rate=rate) for setting in settings] + [
         replace(setting, title=f"{setting.title}, lr 1e-4", rate=FULL.rate) for setting in lower
     ]
