@@ -6,29 +6,36 @@ python docs/generate_results.py
 import csv
 import re
 import statistics
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 from trim_trainer.compare import students_t
+from trim_trainer.methods import METHODS
 
 RUNS = Path(__file__).with_name("results.csv")
 PAGES = (Path(__file__).with_name("results.md"), Path(__file__).parent.with_name("README.md"))
 TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
-NUM_LAYERS, PROTECTED, SCANNED = 30, "0 1 2 3 4 5 6 7 8 9", ("progressive", "one_shot")
-COMPENSATING = ("progressive", "progressive_tail", "one_shot", "tail_compensated")
+NUM_LAYERS, DEPTHS = 30, (20, 15, 12)
+PROTECTED, SCANNED = "0 1 2 3 4 5 6 7 8 9", ("progressive", "one_shot")
 
 
 @dataclass(frozen=True)
 class Task:
-    """What was trained on, for how long."""
+    """What was trained on, for how long, at which rate without compensation."""
 
+    title: str
     data: str
     samples: int
     epochs: int
     num_examples: int
+    rate: float = 3e-4
+
+    @property
+    def domain(self) -> str:
+        """The title without the number of steps."""
+        return self.title.split(",")[0]
 
     @property
     def first_fifth(self) -> int:
@@ -36,9 +43,12 @@ class Task:
         return int(self.samples * self.epochs / 8 * 0.2)
 
 
-NEWS, NEWS_LONG = Task("fpb", 1600, 1, 966), Task("fpb", 3383, 2, 966)
-MEDICINE, MEDICINE_LONG = Task("medmcqa_subject", 1600, 1, 989), Task("medmcqa_subject", 2567, 2, 989)
-LAW, LAW_SHORT = Task("cuad_yesno", 4800, 1, 2324), Task("cuad_yesno", 1600, 1, 600)
+NEWS, NEWS_LONG = Task("news, 200 steps", "fpb", 1600, 1, 966), Task("news, 846 steps", "fpb", 3383, 2, 966)
+MEDICINE = Task("medicine, 200 steps", "medmcqa_subject", 1600, 1, 989)
+MEDICINE_LONG = Task("medicine, 642 steps", "medmcqa_subject", 2567, 2, 989)
+LAW = Task("law, 573 steps", "cuad_yesno", 4800, 1, 2324, 1e-4)
+LAW_SHORT = Task("law, 193 steps", "cuad_yesno", 1600, 1, 600, 1e-4)
+TASKS = (NEWS, MEDICINE, LAW, NEWS_LONG, MEDICINE_LONG)
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,11 @@ class Setting:
     delay: int = 0
     scored_on: int = 24
     compensation: int = 0
+
+    @property
+    def is_progressive(self) -> bool:
+        """Layers go while the model trains."""
+        return METHODS[self.method].drops == "while"
 
     def runs(self, task: Task, depth: int) -> dict[tuple[str, str], dict]:
         """The runs, by machine and seed."""
@@ -67,23 +82,17 @@ class Setting:
             return False
         if (run["method"], int(run["depth"]), float(run["learning_rate"])) != (self.method, depth, self.rate):
             return False
-        if self.method in COMPENSATING and int(run["compensation_size"] or 0) != self.compensation:
+        if METHODS[self.method].compensates and int(run["compensation_size"] or 0) != self.compensation:
             return False
-        if self.method in SCANNED and run["importance"] not in ("", "sensitivity"):
-            return False
-        if self.method in SCANNED and (run["protected_layers"], int(run["calibration_size"])) != (
-            PROTECTED,
-            self.scored_on,
-        ):
-            return False
-        if not self.method.startswith("progressive"):
+        if self.method in SCANNED:
+            scanned = (run["importance"] or "sensitivity", run["protected_layers"], int(run["calibration_size"]))
+            if scanned != ("sensitivity", PROTECTED, self.scored_on):
+                return False
+        if not self.is_progressive:
             return True
         steps = self.steps or task.first_fifth // -(-(NUM_LAYERS - depth) // 3)
-        return (run["layers_per_trim"], float(run["trim_steps"]), float(run["trim_delay"] or 0)) == (
-            "3",
-            steps,
-            self.delay,
-        )
+        schedule = (run["layers_per_trim"], float(run["trim_steps"]), float(run["trim_delay"] or 0))
+        return schedule == ("3", steps, self.delay)
 
 
 @cache
@@ -94,10 +103,8 @@ def load() -> tuple[dict, ...]:
 
 
 FULL, FULL_HIGH = Setting("full depth, lr 1e-4", "full", 1e-4), Setting("full depth, lr 3e-4", "full")
-SCAN, SCAN_FIRST = (
-    Setting("progressive, scan", "progressive"),
-    Setting("progressive, scan, first steps", "progressive", steps=1),
-)
+SCAN = Setting("progressive, scan", "progressive")
+SCAN_FIRST = replace(SCAN, title="progressive, scan, first steps", steps=1)
 SCAN_THIRD = replace(SCAN, steps=3)
 SCAN_FIRST_96 = replace(SCAN_FIRST, title="progressive, scan, first steps, 96 examples", scored_on=96)
 SCAN_COMPENSATED = replace(SCAN, title="progressive, scan, compensated", compensation=200)
@@ -124,10 +131,10 @@ PROGRESSIVE = (
 )  # fmt: skip
 
 
-def at(rate: float, settings: tuple[Setting, ...]) -> list[Setting]:
-    """Lines at a rate, and those that may want the rate of full depth at that too."""
-    lower = [each for each in settings if (each.compensation or each.method == "tail") and rate != FULL.rate]
-    return [replace(setting, rate=rate) for setting in settings] + [
+def at(task: Task, settings: tuple[Setting, ...]) -> list[Setting]:
+    """Lines at the rate of a task, and those that may want the rate of full depth at that too."""
+    lower = [each for each in settings if (each.compensation or each.method == "tail") and task.rate != FULL.rate]
+    return [replace(setting, rate=task.rate) for setting in settings] + [
         replace(setting, title=f"{setting.title}, lr 1e-4", rate=FULL.rate) for setting in lower
     ]
 
@@ -137,33 +144,38 @@ def accuracy(run: dict) -> float:
     return float(run["accuracy"])
 
 
+def by_seed(figures: dict[tuple[str, str], float]) -> dict[str, float]:
+    """The mean of each seed over its machines, which are not independent of each other."""
+    seeds = sorted({seed for _, seed in figures})
+    return {seed: statistics.fmean(value for key, value in figures.items() if key[1] == seed) for seed in seeds}
+
+
+def seeds_of(runs: dict, name: str = "accuracy") -> dict[str, float]:
+    """One figure, by seed."""
+    return by_seed({key: float(run[name]) for key, run in runs.items()})
+
+
 def mean(runs: dict, name: str = "accuracy") -> float:
     """Of one figure."""
-    return statistics.fmean(by_seed({key: float(run[name]) for key, run in runs.items()}))
+    return statistics.fmean(seeds_of(runs, name).values())
 
 
 def points(runs: dict, others: dict) -> str:
     """How many points of accuracy are between two lines, paired by machine and seed; with a star by seed alone."""
-    star = ""
-    if not runs.keys() & others.keys():
-        runs, others = ({(seed,): run for (_, seed), run in line.items()} for line in (runs, others))
-        star = "*"
-    pairs = {key: 100 * (accuracy(runs[key]) - accuracy(others[key])) for key in runs if key in others}
+    if shared := runs.keys() & others.keys():
+        star, pairs = "", by_seed({key: accuracy(runs[key]) - accuracy(others[key]) for key in shared})
+    else:
+        star, one, other = "*", seeds_of(runs), seeds_of(others)
+        pairs = {seed: one[seed] - other[seed] for seed in one if seed in other}
     if not pairs:
         return ""
-    middle, low, high = students_t(by_seed(pairs))
+    middle, low, high = students_t([100 * pair for pair in pairs.values()])
     return f"{middle:+.1f}{star}" if low == high else f"{middle:+.1f} ({low:+.1f} to {high:+.1f}){star}"
 
 
-def by_seed(figures: dict) -> list[float]:
-    """The mean of each seed over its machines, which are not independent of each other."""
-    seeds = sorted({key[-1] for key in figures})
-    return [statistics.fmean(figure for key, figure in figures.items() if key[-1] == seed) for seed in seeds]
-
-
 def interval(runs: dict) -> str:
-    """Mean accuracy with its interval; of one run the accuracy."""
-    middle, low, high = students_t(by_seed({key: accuracy(run) for key, run in runs.items()}))
+    """Mean accuracy with its interval; of one seed the accuracy."""
+    middle, low, high = students_t(list(seeds_of(runs).values()))
     return f"{middle:.3f}" if low == high else f"{middle:.3f} ({max(0.0, low):.3f}–{min(1.0, high):.3f})"
 
 
@@ -173,7 +185,7 @@ def table(*lines: list[str]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rest])
 
 
-def controls(task: Task, rate: float) -> str:
+def controls(task: Task) -> str:
     """Every method at every depth; in bold the best progressive one of a depth."""
     full = FULL.runs(task, NUM_LAYERS)
 
@@ -189,10 +201,10 @@ def controls(task: Task, rate: float) -> str:
         ["layers", "method", "runs", "accuracy", "macro-F1", "points over full depth at 1e-4", "bold over it", "loss"]
     ]
     lines += [line(NUM_LAYERS, FULL, full, None), line(NUM_LAYERS, FULL_HIGH, FULL_HIGH.runs(task, NUM_LAYERS), None)]
-    for depth in (20, 15, 12):
-        settings = at(rate, PROGRESSIVE) + at(rate, CONTROLS)
+    for depth in DEPTHS:
+        settings = at(task, PROGRESSIVE) + at(task, CONTROLS)
         found = [(setting, runs) for setting in settings if (runs := setting.runs(task, depth))]
-        progressive = [runs for setting, runs in found if setting.method.startswith("progressive")]
+        progressive = [runs for setting, runs in found if setting.is_progressive]
         best = max(progressive, key=mean, default=None)
         lines += [line(depth, setting, runs, best) for setting, runs in found]
     return table(*lines)
@@ -204,60 +216,36 @@ def best_full(task: Task) -> dict:
 
 
 def summary() -> str:
-    """Full depth at its best rate, the best progressive row, and the controls that come close."""
+    """Full depth at its best rate, the best progressive row of three seeds or more, and the controls that come close."""
     lines = [
-        [
-            "",
-            "full depth",
-            "progressive",
-            "its points over full depth",
-            "one-shot, same criterion",
-            "one-shot, last layers",
-            "the same, compensated",
-        ]
+        ["", "full depth", "progressive", "its points over full depth"]
+        + ["one-shot, same criterion", "one-shot, last layers", "the same, compensated"]
     ]
-    for title, task, rate in (
-        ("news, 200 steps", NEWS, 3e-4), ("medicine, 200 steps", MEDICINE, 3e-4), ("law, 573 steps", LAW, 1e-4),
-        ("news, 846 steps", NEWS_LONG, 3e-4), ("medicine, 642 steps", MEDICINE_LONG, 3e-4),
-    ):  # fmt: skip
+
+    def show(runs):
+        return f"{mean(runs):.3f}{' (one seed)' if len(seeds_of(runs)) == 1 else ''}" if runs else ""
+
+    for task in TASKS:
         full = best_full(task)
-        for depth in (20, 15, 12):
-            found = [(setting, setting.runs(task, depth)) for setting in at(rate, PROGRESSIVE)]
-            found = [(setting, runs) for setting, runs in found if len({seed for _, seed in runs}) > 2]
+        for depth in DEPTHS:
+            found = [(setting.title, setting.runs(task, depth)) for setting in at(task, PROGRESSIVE)]
+            found = [(title, runs) for title, runs in found if len(seeds_of(runs)) > 2]
             if not found:
                 continue
-            setting, best = max(found, key=lambda each: mean(each[1]))
-            others = [replace(other, rate=rate).runs(task, depth) for other in (ONE_SHOT, TAIL, TAIL_COMPENSATED)]
-            name = setting.title.removeprefix("progressive, ")
-            shown = [
-                f"{mean(runs):.3f}" + (" (one seed)" if len({seed for _, seed in runs}) == 1 else "") if runs else ""
-                for runs in others
-            ]
-            lines.append(
-                [
-                    f"{title}, {depth} layers",
-                    f"{mean(full):.3f}",
-                    f"{mean(best):.3f} ({name})",
-                    points(best, full),
-                    *shown,
-                ]
-            )
+            title, best = max(found, key=lambda each: mean(each[1]))
+            others = [replace(other, rate=task.rate).runs(task, depth) for other in (ONE_SHOT, TAIL, TAIL_COMPENSATED)]
+            shown = f"{mean(best):.3f} ({title.removeprefix('progressive, ')})"
+            line = [f"{task.title}, {depth} layers", f"{mean(full):.3f}", shown, points(best, full)]
+            lines.append([*line, *map(show, others)])
     return table(*lines)
 
 
 def longer() -> str:
     """Half of the layers after longer runs."""
-    lines = [["", "news, 846 steps", "medicine, 642 steps"]]
     tasks = (NEWS_LONG, MEDICINE_LONG)
-    for setting in (
-        FULL_HIGH,
-        FULL,
-        TAIL,
-        *at(3e-4, (TAIL_COMPENSATED, LAST_COMPENSATED)),
-        SCAN,
-        SCAN_FIRST,
-        SCAN_FIRST_96,
-    ):
+    lines = [["", *(task.title for task in tasks)]]
+    compensated = at(NEWS_LONG, (TAIL_COMPENSATED, LAST_COMPENSATED))
+    for setting in (FULL_HIGH, FULL, TAIL, *compensated, SCAN, SCAN_FIRST, SCAN_FIRST_96):
         cells = []
         for task in tasks:
             runs, full = setting.runs(task, 15), best_full(task)
@@ -271,25 +259,24 @@ def longer() -> str:
 def forgotten() -> str:
     """What else the models can, of one run each."""
     lines = [["", "ARC-Easy", "WikiText-2 perplexity"]]
-    for name, task, rate in (("news", NEWS, 3e-4), ("medicine", MEDICINE, 3e-4), ("law", LAW, 1e-4)):
-        trimmed = at(rate, (TAIL, TAIL_COMPENSATED, ONE_SHOT, *PROGRESSIVE))
-        for setting in (FULL, FULL_HIGH, *trimmed):
+    for task in (NEWS, MEDICINE, LAW):
+        for setting in (FULL, FULL_HIGH, *at(task, (TAIL, TAIL_COMPENSATED, ONE_SHOT, *PROGRESSIVE))):
             for (machine, seed), run in setting.runs(task, 15).items():
                 if run["arc_easy_accuracy"] and "H100" in machine and seed == "0":
-                    perplexity = f"{float(run['wikitext2_perplexity']):,.0f}"
-                    lines.append([f"{name}, {setting.title}", f"{float(run['arc_easy_accuracy']):.3f}", perplexity])
+                    figures = f"{float(run['arc_easy_accuracy']):.3f}", f"{float(run['wikitext2_perplexity']):,.0f}"
+                    lines.append([f"{task.domain}, {setting.title}", *figures])
     return table(*lines)
 
 
-def differences(head: list[str], rows: list[tuple[str, Callable[[int], tuple[Setting, Setting]], Task]]) -> str:
+def differences(head: str, rows: list[tuple[str, Task, Setting, Setting]]) -> str:
     """Points of one setting over another one, by depth."""
-    lines = [head]
-    for title, pair, task in rows:
+    lines = [[head, *(f"{depth} layers" for depth in DEPTHS)]]
+    for title, task, one, other in rows:
         cells = []
-        for depth in (20, 15, 12):
-            one, other = (setting.runs(task, depth) for setting in pair(depth))
-            shared = len(one.keys() & other.keys())
-            cells.append(f"{points(one, other)} ({shared})" if shared else "")
+        for depth in DEPTHS:
+            runs, others = one.runs(task, depth), other.runs(task, depth)
+            shared = len(runs.keys() & others.keys())
+            cells.append(f"{points(runs, others)} ({shared})" if shared else "")
         lines.append([title, *cells])
     return table(*lines)
 
@@ -297,30 +284,26 @@ def differences(head: list[str], rows: list[tuple[str, Callable[[int], tuple[Set
 def compensation() -> str:
     """With and without, the last layers at once."""
     rows = [
-        (name, lambda depth, rate=rate: (replace(TAIL_COMPENSATED, rate=rate), replace(TAIL, rate=rate)), task)
-        for name, task, rate in (
-            ("news, 200 steps", NEWS, 3e-4), ("medicine, 200 steps", MEDICINE, 3e-4), ("law, 573 steps", LAW, 1e-4),
-            ("news, 846 steps", NEWS_LONG, 3e-4), ("medicine, 642 steps", MEDICINE_LONG, 3e-4),
-        )
-    ]  # fmt: skip
-    return differences(["last layers at once", "20 layers", "15 layers", "12 layers"], rows)
+        (task.title, task, replace(TAIL_COMPENSATED, rate=task.rate), replace(TAIL, rate=task.rate)) for task in TASKS
+    ]
+    return differences("last layers at once", rows)
 
 
 def schedule() -> str:
     """The first steps, or every third, against the first fifth of the run."""
     rows = [
-        (f"{name}, {what}", lambda depth, setting=setting: (setting, SCAN), task)
-        for name, task in (("news", NEWS), ("medicine", MEDICINE))
-        for what, setting in (("`--trim_steps 1`", SCAN_FIRST), ("`--trim_steps 3`", SCAN_THIRD))
+        (f"{task.domain}, `--trim_steps {setting.steps}`", task, setting, SCAN)
+        for task in (NEWS, MEDICINE)
+        for setting in (SCAN_FIRST, SCAN_THIRD)
     ]
-    return differences(["scan", "20 layers", "15 layers", "12 layers"], rows)
+    return differences("scan", rows)
 
 
 def machines() -> str:
     """How far runs of the same settings and seed on two machines are apart."""
     lines = [["machines", "pairs", "mean difference", "standard deviation", "largest"]]
     settings = [(setting, 15) for setting in (FULL, FULL_HIGH)]
-    settings += [(setting, depth) for setting in (*PROGRESSIVE, *CONTROLS) for depth in (20, 15, 12)]
+    settings += [(setting, depth) for setting in (*PROGRESSIVE, *CONTROLS) for depth in DEPTHS]
     for one, other in (("NVIDIA H100 80GB HBM3", "NVIDIA H200"), ("NVIDIA H100 80GB HBM3", "AMD EPYC")):
         found = []
         for task in (NEWS, MEDICINE):
@@ -337,10 +320,10 @@ def machines() -> str:
 
 TABLES = {
     "summary": summary,
-    "news": lambda: controls(NEWS, 3e-4),
-    "medicine": lambda: controls(MEDICINE, 3e-4),
-    "law": lambda: controls(LAW, 1e-4),
-    "law_short": lambda: controls(LAW_SHORT, 1e-4),
+    "news": lambda: controls(NEWS),
+    "medicine": lambda: controls(MEDICINE),
+    "law": lambda: controls(LAW),
+    "law_short": lambda: controls(LAW_SHORT),
     "longer": longer,
     "forgotten": forgotten,
     "compensation": compensation,
