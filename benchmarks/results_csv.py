@@ -1,14 +1,21 @@
 """Results of `trim-trainer compare` as CSV, one line per cell.
 
-    python benchmarks/results_csv.py FOLDER... > docs/results.csv
+    python benchmarks/results_csv.py FOLDER... --into docs/results.csv [--beside 16]
 
-FOLDER: where `compare` wrote (`--output_dir`); cells of several are put together.
+FOLDER: where `compare` wrote (`--output_dir`). Lines of the file are kept, cells that are among them already are not
+added again. Settings that a method does not use are left empty, and `trim_steps` of an automatic schedule is written
+out, if `max_train_samples` says how long the run was. With `--beside` so many runs shared a GPU: the line says so and has
+no seconds.
 """
 
+import argparse
 import csv
 import json
-import sys
+import math
 from pathlib import Path
+
+from trim_trainer.methods import METHODS
+from trim_trainer.schedule import plan_schedule
 
 SETTINGS = (
     "dataset_name", "max_train_samples", "num_train_epochs", "per_device_train_batch_size", "importance", "layers_per_trim",
@@ -19,20 +26,47 @@ MEASURED = (
     "prefill_tokens_per_second", "device",
 )  # fmt: skip
 QUALITY = ("num_examples", "accuracy", "macro_f1", "loss")
+TIMED = ("train_seconds", "calibration_seconds", "decode_tokens_per_second", "prefill_tokens_per_second")
+BATCH_SIZE = 8  # of `TrainingArguments`, where a recipe has none
 
 
-def to_line(result: dict) -> dict:
+def to_line(result: dict, beside: int | None = None) -> dict[str, str]:
     """One cell as a flat dictionary."""
-    settings = {name: result["settings"].get(name) for name in SETTINGS}
-    for name in ("dataset_name", "distill_from"):
-        settings[name] = settings[name] and Path(settings[name]).name
-    line = {**result["cell"], **settings, "dropped": result["dropped"]}
+    line = {**result["cell"], **_used_settings(result), "dropped": result["dropped"]}
     line |= {name: result["quality"]["recipe"][name] for name in QUALITY}
     for task, quality in result["quality"].items():
         if task != "recipe":
             line |= {f"{task}_accuracy": quality["accuracy"], f"{task}_perplexity": quality["perplexity"]}
     line |= {name: result[name] for name in MEASURED}
+    if beside:
+        line |= {"device": f"{line['device']}, {beside} runs at a time"} | dict.fromkeys(TIMED)
     return {name: _show(value) for name, value in line.items()}
+
+
+def _used_settings(result: dict) -> dict:
+    settings = {name: result["settings"].get(name) for name in SETTINGS}
+    for name in ("dataset_name", "distill_from"):
+        settings[name] = settings[name] and Path(settings[name]).name
+    method, unused = METHODS[result["cell"]["method"]], []
+    if method.drops != "while":
+        unused += ["layers_per_trim", "trim_steps", "trim_delay"]
+        unused += [] if method.drops == "before" and method.criterion is None else ["protected_layers"]
+    elif settings["trim_steps"] is None and settings["max_train_samples"] is not None:
+        settings["trim_steps"] = _automatic_interval(settings, result)
+    if not method.compensates or not settings["compensation_size"]:
+        unused.append("compensation_size")
+    return settings | dict.fromkeys(unused)
+
+
+def _automatic_interval(settings: dict, result: dict) -> int:
+    """Steps between two drops."""
+    batch_size = settings["per_device_train_batch_size"] or BATCH_SIZE
+    steps = math.ceil(settings["max_train_samples"] / batch_size) * settings["num_train_epochs"]
+    num_layers, delay = result["depth"] + len(result["dropped"]), settings["trim_delay"] or 0
+    plan = plan_schedule(
+        num_layers, result["depth"], total=steps, layers_per_trim=settings["layers_per_trim"] or 1, trim_delay=delay
+    )
+    return int(plan.points[0][0] - delay)
 
 
 def _show(value) -> str:
@@ -43,14 +77,33 @@ def _show(value) -> str:
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
-def main(folders: list[str]) -> None:
-    """Print the lines of all cells under the folders, each once."""
-    paths = [path for folder in folders for path in sorted(Path(folder).glob("*/depth-*/lr-*/seed-*/result.json"))]
-    lines = [to_line(json.loads(path.read_text(encoding="utf-8"))) for path in paths]
-    writer = csv.DictWriter(sys.stdout, list(dict.fromkeys(name for line in lines for name in line)), restval="")
-    writer.writeheader()
-    writer.writerows({tuple(line.items()): line for line in lines}.values())
+def _order(line: dict[str, str]) -> tuple:
+    names = ("dataset_name", "num_train_epochs", "method", "trim_steps", "protected_layers")
+    data, epochs, method, steps, protected = (line.get(name) or "" for name in names)
+    return data, float(epochs or 0), method != "full", method, steps, protected, int(line["seed"])
+
+
+def main() -> None:
+    """Add the cells under the folders to the file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    parser.add_argument("--into", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--beside", type=int, metavar="NUMBER")
+    args = parser.parse_args()
+    lines = []
+    if args.into.is_file():
+        with args.into.open(encoding="utf-8", newline="") as file:
+            lines = list(csv.DictReader(file))
+    paths = [path for folder in args.folders for path in sorted(folder.glob("*/depth-*/lr-*/seed-*/result.json"))]
+    lines += [to_line(json.loads(path.read_text(encoding="utf-8")), args.beside) for path in paths]
+    found = dict.fromkeys(name for line in lines for name in line)
+    names = [name for name in found if any(line.get(name) for line in lines)]
+    lines = list({tuple(line.get(name) or "" for name in names): line for line in lines}.values())
+    with args.into.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, names, restval="", extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(sorted(lines, key=_order))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -4,6 +4,7 @@ python docs/generate_results.py
 """
 
 import csv
+import math
 import re
 import statistics
 from dataclasses import dataclass, replace
@@ -12,12 +13,14 @@ from pathlib import Path
 
 from trim_trainer.compare import students_t
 from trim_trainer.methods import METHODS
+from trim_trainer.schedule import plan_schedule
 
 RUNS = Path(__file__).with_name("results.csv")
 PAGES = (Path(__file__).with_name("results.md"), Path(__file__).parent.with_name("README.md"))
 TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 NUM_LAYERS, DEPTHS = 30, (20, 15, 12)
+BATCH_SIZE, LAYERS_PER_TRIM = 8, 3
 PROTECTED, SCANNED = "0 1 2 3 4 5 6 7 8 9", ("progressive", "one_shot")
 
 
@@ -37,10 +40,10 @@ class Task:
         """The title without the number of steps."""
         return self.title.split(",")[0]
 
-    @property
-    def first_fifth(self) -> int:
-        """Steps in which an automatic schedule drops."""
-        return int(self.samples * self.epochs / 8 * 0.2)
+    def automatic_interval(self, depth: int) -> int:
+        """Steps between two drops of an automatic schedule."""
+        steps = math.ceil(self.samples / BATCH_SIZE) * self.epochs
+        return plan_schedule(NUM_LAYERS, depth, total=steps, layers_per_trim=LAYERS_PER_TRIM).points[0][0]
 
 
 NEWS, NEWS_LONG = Task("news, 200 steps", "fpb", 1600, 1, 966), Task("news, 846 steps", "fpb", 3383, 2, 966)
@@ -90,9 +93,9 @@ class Setting:
                 return False
         if not self.is_progressive:
             return True
-        steps = self.steps or task.first_fifth // -(-(NUM_LAYERS - depth) // 3)
-        schedule = (run["layers_per_trim"], float(run["trim_steps"]), float(run["trim_delay"] or 0))
-        return schedule == ("3", steps, self.delay)
+        steps = self.steps or task.automatic_interval(depth)
+        schedule = (int(run["layers_per_trim"] or 1), float(run["trim_steps"]), float(run["trim_delay"] or 0))
+        return schedule == (LAYERS_PER_TRIM, steps, self.delay)
 
 
 @cache

@@ -1,6 +1,8 @@
 """Trimming beside its controls: every method trains, the table says what was measured, nothing runs twice."""
 
+import csv
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -99,6 +101,23 @@ def test_table_picture_and_numbers_are_saved(compared):
     assert "| 6 | full depth | 2 |" in rows[0] and "| 4 | progressive | 2 |" in rows[1]
     assert (output / "comparison.png").stat().st_size > 5000
     assert len(json.loads((output / "comparison.json").read_text())) == 4
+
+
+def test_cells_are_added_to_a_csv_once(compared, tmp_path):
+    _, output = compared
+    file = tmp_path / "results.csv"
+    command = [sys.executable, "benchmarks/results_csv.py", str(output), "--into", str(file)]
+    for more in ([], [], ["--beside", "4"], ["--beside", "4"]):
+        subprocess.run([*command, *more], cwd=Path(__file__).parent.parent, check=True)
+    with file.open(encoding="utf-8", newline="") as lines:
+        lines = list(csv.DictReader(lines))
+    alone, beside = ([line for line in lines if ("4 runs" in line["device"]) == several] for several in (False, True))
+    assert len(alone) == len(beside) == len(results(output))
+    assert {line["train_seconds"] for line in beside} == {""} != {line["train_seconds"] for line in alone}
+    assert {(line["method"], line["dropped"] == "") for line in lines} == {("full", True), ("progressive", False)}
+    assert sorted(float(line["loss"]) for line in alone) == pytest.approx(
+        sorted(result["quality"]["recipe"]["loss"] for result in results(output).values()), rel=1e-4
+    )
 
 
 def test_every_method_has_a_line_of_its_own():
