@@ -11,11 +11,16 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from trim_trainer.compare import students_t
+from trim_trainer.comparison_report import draw_methods
 from trim_trainer.methods import METHODS
+from trim_trainer.plots import label_by_depth
 from trim_trainer.schedule import plan_schedule
 
 RUNS = Path(__file__).with_name("results.csv")
+PICTURE = Path(__file__).with_name("results.png")
 PAGES = (Path(__file__).with_name("results.md"), Path(__file__).parent.with_name("README.md"))
 TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
@@ -213,6 +218,33 @@ def controls(task: Task) -> str:
     return table(*lines)
 
 
+def best_progressive(task: Task, depth: int) -> dict:
+    """The highest of three seeds or more, or of fewer where there is none; empty: none was run."""
+    found = [setting.runs(task, depth) for setting in at(task, PROGRESSIVE)]
+    return max(filter(None, found), key=lambda runs: (len(seeds_of(runs)) > 2, mean(runs)), default={})
+
+
+def draw() -> None:
+    """Draw accuracy against depth, of progressive and of every control, one panel per task."""
+    figure = Figure(figsize=(13, 4.5), layout="constrained")
+    panels = figure.subplots(1, 3)
+    for axes, task in zip(panels, (NEWS, MEDICINE, LAW), strict=True):
+        found = {"full": {NUM_LAYERS: best_full(task)}}
+        found["progressive"] = {depth: best_progressive(task, depth) for depth in DEPTHS}
+        found |= {
+            each.method: {depth: each.runs(task, depth) for depth in DEPTHS} for each in at(task, CONTROLS)[::-1]
+        }
+        lines = {
+            method: {depth: students_t(list(seeds_of(runs).values())) for depth, runs in by_depth.items() if runs}
+            for method, by_depth in found.items()
+        }
+        draw_methods(axes, {method: line for method, line in lines.items() if line})
+        label_by_depth(axes, "accuracy", task.title)
+    for axes in panels[1:]:
+        axes.get_legend().remove()
+    figure.savefig(PICTURE, dpi=120, metadata={"Software": None})
+
+
 def best_full(task: Task) -> dict:
     """Full depth at its best rate."""
     return max((runs for setting in (FULL, FULL_HIGH) if (runs := setting.runs(task, NUM_LAYERS))), key=mean)
@@ -343,3 +375,4 @@ def render(page: str) -> str:
 if __name__ == "__main__":
     for page in PAGES:
         page.write_text(render(page.read_text(encoding="utf-8")), encoding="utf-8")
+    draw()

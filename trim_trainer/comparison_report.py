@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .compare import Row
@@ -96,24 +97,29 @@ def plot_rows(rows: list[Row], path: str | Path) -> None:
     name = "accuracy" if any(row.quality("recipe", "accuracy") for row in rows) else "loss"
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     axes = figure.subplots()
-    methods = list(dict.fromkeys(row.method for row in rows))
-    for number, method in enumerate(methods):
-        found = [(row.depth, row.quality("recipe", name)) for row in rows if row.method == method]
-        title = METHODS[method].title
-        if METHODS[method].drops == "never":
-            mean, low, high = found[0][1]
-            axes.axhline(mean, color=MUTED, linewidth=1, label=title)
-            axes.axhspan(low, high, color=MUTED, alpha=0.2)
-            continue
-        style, color = STYLES[method]
-        depths, means = [depth for depth, _ in found], [quality[0] for _, quality in found]
-        errors = [[mean - low for _, (mean, low, _) in found], [high - mean for _, (mean, _, high) in found]]
-        beside = (number - len(methods) / 2) * NUM_LAYERS_BESIDE  # bars of one depth do not hide each other
-        axes.errorbar(
-            [depth + beside for depth in depths], means, yerr=errors, fmt=style, color=color, capsize=3, label=title
-        )
-    trimmed = [row.depth for row in rows if METHODS[row.method].drops != "never"]
-    if trimmed:
-        axes.set_xlim(min(trimmed) - 1, max(trimmed) + 1)
+    lines: dict[str, dict[int, tuple]] = {}
+    for row in rows:
+        lines.setdefault(row.method, {})[row.depth] = row.quality("recipe", name)
+    draw_methods(axes, lines)
     label_by_depth(axes, f"{name} on the evaluation set", "Bars and band: 95 % confidence interval")
     figure.savefig(path, dpi=120, metadata={"Software": None})
+
+
+def draw_methods(axes: Axes, lines: dict[str, dict[int, tuple[float, float, float]]]) -> None:
+    """Draw mean and interval of each method (a name in `METHODS`) by depth; of full depth a band."""
+    for number, (method, found) in enumerate(lines.items()):
+        title = METHODS[method].title
+        means, lows, highs = zip(*found.values(), strict=True)
+        if METHODS[method].drops == "never":
+            axes.axhline(means[0], color=MUTED, linewidth=1, label=title)
+            axes.axhspan(lows[0], highs[0], color=MUTED, alpha=0.2)
+            continue
+        style, color = STYLES[method]
+        beside = (number - len(lines) / 2) * NUM_LAYERS_BESIDE  # bars of one depth do not hide each other
+        errors = [[mean - low for mean, low in zip(means, lows, strict=True)]]
+        errors += [[high - mean for mean, high in zip(means, highs, strict=True)]]
+        places = [depth + beside for depth in found]
+        axes.errorbar(places, means, yerr=errors, fmt=style, color=color, capsize=3, label=title)
+    trimmed = [depth for method, found in lines.items() if METHODS[method].drops != "never" for depth in found]
+    if trimmed:
+        axes.set_xlim(min(trimmed) - 1, max(trimmed) + 1)
