@@ -193,8 +193,13 @@ def table(*lines: list[str]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rest])
 
 
+def best_progressive(found: list[dict]) -> dict:
+    """The highest of three seeds or more, or of fewer where there is none; empty: none was run."""
+    return max(found, key=lambda runs: (len(seeds_of(runs)) > 2, mean(runs)), default={})
+
+
 def controls(task: Task) -> str:
-    """Every method at every depth; in bold the best progressive one of a depth."""
+    """Every method at every depth; in bold the best progressive one of a depth, of three seeds or more if there is one."""
     full = FULL.runs(task, NUM_LAYERS)
 
     def line(depth, setting, runs, best):
@@ -202,26 +207,19 @@ def controls(task: Task) -> str:
         return [
             str(depth), f"**{setting.title}**" if is_best else setting.title, str(len(runs)), interval(runs),
             f"{mean(runs, 'macro_f1'):.3f}", "" if runs is full else points(runs, full),
-            "" if is_best or best is None else points(best, runs), f"{mean(runs, 'loss'):.3f}",
+            "" if is_best or not best else points(best, runs), f"{mean(runs, 'loss'):.3f}",
         ]  # fmt: skip
 
     lines = [
         ["layers", "method", "runs", "accuracy", "macro-F1", "points over full depth at 1e-4", "bold over it", "loss"]
     ]
-    lines += [line(NUM_LAYERS, FULL, full, None), line(NUM_LAYERS, FULL_HIGH, FULL_HIGH.runs(task, NUM_LAYERS), None)]
+    lines += [line(NUM_LAYERS, FULL, full, {}), line(NUM_LAYERS, FULL_HIGH, FULL_HIGH.runs(task, NUM_LAYERS), {})]
     for depth in DEPTHS:
         settings = at(task, PROGRESSIVE) + at(task, CONTROLS)
         found = [(setting, runs) for setting in settings if (runs := setting.runs(task, depth))]
-        progressive = [runs for setting, runs in found if setting.is_progressive]
-        best = max(progressive, key=mean, default=None)
+        best = best_progressive([runs for setting, runs in found if setting.is_progressive])
         lines += [line(depth, setting, runs, best) for setting, runs in found]
     return table(*lines)
-
-
-def best_progressive(task: Task, depth: int) -> dict:
-    """The highest of three seeds or more, or of fewer where there is none; empty: none was run."""
-    found = [setting.runs(task, depth) for setting in at(task, PROGRESSIVE)]
-    return max(filter(None, found), key=lambda runs: (len(seeds_of(runs)) > 2, mean(runs)), default={})
 
 
 def draw() -> None:
@@ -230,7 +228,10 @@ def draw() -> None:
     panels = figure.subplots(1, 3)
     for axes, task in zip(panels, (NEWS, MEDICINE, LAW), strict=True):
         found = {"full": {NUM_LAYERS: best_full(task)}}
-        found["progressive"] = {depth: best_progressive(task, depth) for depth in DEPTHS}
+        progressive = {depth: [each.runs(task, depth) for each in at(task, PROGRESSIVE)] for depth in DEPTHS}
+        found["progressive"] = {
+            depth: best_progressive(list(filter(None, runs))) for depth, runs in progressive.items()
+        }
         found |= {
             each.method: {depth: each.runs(task, depth) for depth in DEPTHS} for each in at(task, CONTROLS)[::-1]
         }
@@ -334,6 +335,24 @@ def schedule() -> str:
     return differences("scan", rows)
 
 
+def equal_time() -> str:
+    """More steps at half of the layers in the seconds of full depth, of the runs whose seconds were taken."""
+    compensated = replace(LAST_COMPENSATED, rate=FULL.rate)
+    rows = [(FULL, NEWS), (compensated, NEWS), (compensated, replace(NEWS, samples=2080))]
+    rows += [(TAIL_COMPENSATED, NEWS), (TAIL_COMPENSATED, replace(NEWS, samples=2640))]
+    lines = [["layers", "method", "steps", "runs", "accuracy", "points over full depth", "training"]]
+    full: dict = {}
+    for setting, task in rows:
+        runs = {key: run for key, run in setting.runs(task, 15).items() if run["train_seconds"]}
+        full = full or runs
+        depth, seconds = next(iter(runs.values()))["depth"], f"{mean(runs, 'train_seconds'):.0f} s"
+        rate, over = f"{setting.rate:.0e}".replace("e-0", "e-"), "" if runs is full else points(runs, full)
+        title = f"{setting.title.split(', lr')[0]}, lr {rate}"
+        steps = str(task.samples // BATCH_SIZE)
+        lines.append([depth, title, steps, str(len(runs)), interval(runs), over, seconds])
+    return table(*lines)
+
+
 def machines() -> str:
     """How far runs of the same settings and seed on two machines are apart."""
     lines = [["machines", "pairs", "mean difference", "standard deviation", "largest"]]
@@ -362,6 +381,7 @@ TABLES = {
     "longer": longer,
     "forgotten": forgotten,
     "compensation": compensation,
+    "equal_time": equal_time,
     "schedule": schedule,
     "machines": machines,
 }
