@@ -50,7 +50,8 @@ def _used_settings(result: dict) -> dict:
     method, unused = METHODS[result["cell"]["method"]], []
     if method.drops != "while":
         unused += ["layers_per_trim", "trim_steps", "trim_delay"]
-        unused += [] if method.drops == "before" and method.criterion is None else ["protected_layers"]
+        if method.drops == "never" or method.criterion is not None:
+            unused.append("protected_layers")
     elif settings["trim_steps"] is None and settings["max_train_samples"] is not None:
         settings["trim_steps"] = _automatic_interval(settings, result)
     if not method.compensates or not settings["compensation_size"]:
@@ -83,13 +84,13 @@ def _order(line: dict[str, str]) -> tuple:
     return data, float(epochs or 0), method != "full", method, steps, protected, int(line["seed"])
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Add the cells under the folders to the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     parser.add_argument("--into", type=Path, required=True, metavar="FILE")
     parser.add_argument("--beside", type=int, metavar="NUMBER")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     lines = []
     if args.into.is_file():
         with args.into.open(encoding="utf-8", newline="") as file:

@@ -181,9 +181,14 @@ def points(runs: dict, others: dict) -> str:
     return f"{middle:+.1f}{star}" if low == high else f"{middle:+.1f} ({low:+.1f} to {high:+.1f}){star}"
 
 
+def over_seeds(runs: dict) -> tuple[float, float, float]:
+    """Mean accuracy and its interval."""
+    return students_t(list(seeds_of(runs).values()))
+
+
 def interval(runs: dict) -> str:
     """Mean accuracy with its interval; of one seed the accuracy."""
-    middle, low, high = students_t(list(seeds_of(runs).values()))
+    middle, low, high = over_seeds(runs)
     return f"{middle:.3f}" if low == high else f"{middle:.3f} ({max(0.0, low):.3f}–{min(1.0, high):.3f})"
 
 
@@ -193,32 +198,33 @@ def table(*lines: list[str]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rest])
 
 
-def best_progressive(found: list[dict]) -> dict:
-    """The highest of three seeds or more, or of fewer where there is none; empty: none was run."""
-    return max(found, key=lambda runs: (len(seeds_of(runs)) > 2, mean(runs)), default={})
+def best_progressive(task: Task, depth: int) -> tuple[Setting | None, dict]:
+    """The setting that ends highest, of those with three seeds or more if there is one, and its runs; empty: none was run."""
+    found = [(setting, runs) for setting in at(task, PROGRESSIVE) if (runs := setting.runs(task, depth))]
+    return max(found, key=lambda each: (len(seeds_of(each[1])) > 2, mean(each[1])), default=(None, {}))
 
 
 def controls(task: Task) -> str:
     """Every method at every depth; in bold the best progressive one of a depth, of three seeds or more if there is one."""
     full = FULL.runs(task, NUM_LAYERS)
 
-    def line(depth, setting, runs, best):
-        is_best = runs is best
+    def line(depth, setting, runs, chosen, best):
+        is_best = setting == chosen
         return [
             str(depth), f"**{setting.title}**" if is_best else setting.title, str(len(runs)), interval(runs),
             f"{mean(runs, 'macro_f1'):.3f}", "" if runs is full else points(runs, full),
-            "" if is_best or not best else points(best, runs), f"{mean(runs, 'loss'):.3f}",
+            "" if is_best else points(best, runs), f"{mean(runs, 'loss'):.3f}",
         ]  # fmt: skip
 
     lines = [
         ["layers", "method", "runs", "accuracy", "macro-F1", "points over full depth at 1e-4", "bold over it", "loss"]
     ]
-    lines += [line(NUM_LAYERS, FULL, full, {}), line(NUM_LAYERS, FULL_HIGH, FULL_HIGH.runs(task, NUM_LAYERS), {})]
+    for setting, runs in ((FULL, full), (FULL_HIGH, FULL_HIGH.runs(task, NUM_LAYERS))):
+        lines.append(line(NUM_LAYERS, setting, runs, None, {}))
     for depth in DEPTHS:
         settings = at(task, PROGRESSIVE) + at(task, CONTROLS)
         found = [(setting, runs) for setting in settings if (runs := setting.runs(task, depth))]
-        best = best_progressive([runs for setting, runs in found if setting.is_progressive])
-        lines += [line(depth, setting, runs, best) for setting, runs in found]
+        lines += [line(depth, setting, runs, *best_progressive(task, depth)) for setting, runs in found]
     return table(*lines)
 
 
@@ -228,15 +234,11 @@ def draw() -> None:
     panels = figure.subplots(1, 3)
     for axes, task in zip(panels, (NEWS, MEDICINE, LAW), strict=True):
         found = {"full": {NUM_LAYERS: best_full(task)}}
-        progressive = {depth: [each.runs(task, depth) for each in at(task, PROGRESSIVE)] for depth in DEPTHS}
-        found["progressive"] = {
-            depth: best_progressive(list(filter(None, runs))) for depth, runs in progressive.items()
-        }
-        found |= {
-            each.method: {depth: each.runs(task, depth) for depth in DEPTHS} for each in at(task, CONTROLS)[::-1]
-        }
+        found["progressive"] = {depth: best_progressive(task, depth)[1] for depth in DEPTHS}
+        for control in CONTROLS:
+            found[control.method] = {depth: replace(control, rate=task.rate).runs(task, depth) for depth in DEPTHS}
         lines = {
-            method: {depth: students_t(list(seeds_of(runs).values())) for depth, runs in by_depth.items() if runs}
+            method: {depth: over_seeds(runs) for depth, runs in by_depth.items() if runs}
             for method, by_depth in found.items()
         }
         draw_methods(axes, {method: line for method, line in lines.items() if line})
@@ -264,13 +266,11 @@ def summary() -> str:
     for task in TASKS:
         full = best_full(task)
         for depth in DEPTHS:
-            found = [(setting.title, setting.runs(task, depth)) for setting in at(task, PROGRESSIVE)]
-            found = [(title, runs) for title, runs in found if len(seeds_of(runs)) > 2]
-            if not found:
+            setting, best = best_progressive(task, depth)
+            if len(seeds_of(best)) < 3:
                 continue
-            title, best = max(found, key=lambda each: mean(each[1]))
             others = [replace(other, rate=task.rate).runs(task, depth) for other in (ONE_SHOT, TAIL, TAIL_COMPENSATED)]
-            shown = f"{mean(best):.3f} ({title.removeprefix('progressive, ')})"
+            shown = f"{mean(best):.3f} ({setting.title.removeprefix('progressive, ')})"
             line = [f"{task.title}, {depth} layers", f"{mean(full):.3f}", shown, points(best, full)]
             lines.append([*line, *map(show, others)])
     return table(*lines)
@@ -341,12 +341,12 @@ def equal_time() -> str:
     rows = [(FULL, NEWS), (compensated, NEWS), (compensated, replace(NEWS, samples=2080))]
     rows += [(TAIL_COMPENSATED, NEWS), (TAIL_COMPENSATED, replace(NEWS, samples=2640))]
     lines = [["layers", "method", "steps", "runs", "accuracy", "points over full depth", "training"]]
-    full: dict = {}
-    for setting, task in rows:
-        runs = {key: run for key, run in setting.runs(task, 15).items() if run["train_seconds"]}
-        full = full or runs
+    timed = [
+        {key: run for key, run in setting.runs(task, 15).items() if run["train_seconds"]} for setting, task in rows
+    ]
+    for (setting, task), runs in zip(rows, timed, strict=True):
         depth, seconds = next(iter(runs.values()))["depth"], f"{mean(runs, 'train_seconds'):.0f} s"
-        rate, over = f"{setting.rate:.0e}".replace("e-0", "e-"), "" if runs is full else points(runs, full)
+        rate, over = f"{setting.rate:.0e}".replace("e-0", "e-"), "" if runs is timed[0] else points(runs, timed[0])
         title = f"{setting.title.split(', lr')[0]}, lr {rate}"
         steps = str(task.samples // BATCH_SIZE)
         lines.append([depth, title, steps, str(len(runs)), interval(runs), over, seconds])

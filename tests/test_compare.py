@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,12 +101,14 @@ def test_table_picture_and_numbers_are_saved(compared):
     assert len(json.loads((output / "comparison.json").read_text())) == 4
 
 
-def test_cells_are_added_to_a_csv_once(compared, tmp_path):
+def test_cells_are_added_to_a_csv_once(compared, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    import results_csv
+
     _, output = compared
     file = tmp_path / "results.csv"
-    command = [sys.executable, "benchmarks/results_csv.py", str(output), "--into", str(file)]
     for more in ([], [], ["--beside", "4"], ["--beside", "4"]):
-        subprocess.run([*command, *more], cwd=Path(__file__).parent.parent, check=True)
+        results_csv.main([str(output), "--into", str(file), *more])
     with file.open(encoding="utf-8", newline="") as lines:
         lines = list(csv.DictReader(lines))
     alone, beside = ([line for line in lines if ("4 runs" in line["device"]) == several] for several in (False, True))
@@ -233,8 +233,8 @@ def test_a_difference_between_methods_is_paired_by_seed():
     assert "points over full depth" not in tabulate(group([deep[2], shallow[0]]))[0]
 
 
-def test_the_page_of_results_has_the_tables_of_its_runs():
-    sys.path.insert(0, str(Path(__file__).parent.parent / "docs"))
+def test_the_page_of_results_has_the_tables_of_its_runs(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "docs")
     from generate_results import PAGES, TABLES, render
 
     pages = [page.read_text(encoding="utf-8") for page in PAGES]
