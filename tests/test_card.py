@@ -6,8 +6,11 @@ import pytest
 import yaml
 from test_ground import make_history
 
-from trim_trainer.card import CardFacts, render_card, without_local_paths, write_card
-from trim_trainer.history import Measurement, TrimHistory
+from trim_trainer.card import render_card, write_card
+from trim_trainer.records.facts import CardFacts
+from trim_trainer.records.history import TrimHistory
+from trim_trainer.records.measurement import Measurement
+from trim_trainer.records.settings import without_local_paths
 
 FACTS = CardFacts(
     model_name="tiny-4L",

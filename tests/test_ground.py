@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from trim_trainer import TrimConfig, TrimHistory
-from trim_trainer.history import Measurement, Round
+from trim_trainer.records.history import Round
+from trim_trainer.records.measurement import Measurement
 from trim_trainer.schedule import plan_schedule, resolve_target
 
 

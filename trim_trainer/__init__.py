@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "CRITERIA": "importance",
     "TrimConfig": "config",
-    "TrimHistory": "history",
+    "TrimHistory": "records.history",
     "TrimTrainer": "trainer",
     "drop_layers": "surgery",
     "droppable_layers": "architectures",
@@ -23,10 +23,10 @@ __all__ = sorted(_PUBLIC)
 if TYPE_CHECKING:
     from .architectures import droppable_layers as droppable_layers
     from .config import TrimConfig as TrimConfig
-    from .history import TrimHistory as TrimHistory
     from .importance import CRITERIA as CRITERIA
     from .importance import score_layers as score_layers
     from .publish import publish as publish
+    from .records.history import TrimHistory as TrimHistory
     from .surgery import drop_layers as drop_layers
     from .trainer import TrimTrainer as TrimTrainer
     from .verification import verify_checkpoint as verify_checkpoint

@@ -1,12 +1,9 @@
 """History and measurements -> model card, recipe and plots. What was not measured is not printed."""
 
-import enum
-import math
 from collections.abc import Iterable
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import yaml
@@ -14,48 +11,19 @@ from huggingface_hub import EvalResult, ModelCardData, RepoCard
 from trl.trainer.utils import get_config_model_id
 
 from . import __version__
-from .history import Measurement, TrimHistory
 from .importance import CRITERIA
-from .plots import IMPORTANCE_PLOT, METRIC_PLOT, plot_importance, plot_metric
+from .records.facts import CardFacts
+from .records.files import CARD_NAME, IMPORTANCE_PLOT, METRIC_PLOT, RECIPE_NAME
+from .records.history import TrimHistory
+from .records.measurement import Measurement
+from .records.plots import plot_importance, plot_metric
+from .records.settings import changed_settings
+from .records.statistics import wilson_interval
 from .runtimes import runtime_caveats
 
-RECIPE_NAME = "recipe.yaml"
 # Between these marks a card is generated; outside of them it belongs to people.
 BEGIN, END = "<!-- trim-trainer: generated from here -->", "<!-- trim-trainer: generated to here -->"
 VERSIONED = ("trl", "transformers", "torch", "datasets", "accelerate")
-# Settings that say where a run lives, not what it does.
-LOCAL_SETTINGS = {
-    "output_dir", "logging_dir", "run_name", "hub_token", "resume_from_checkpoint", "overwrite_output_dir", "use_cpu",
-    "disable_tqdm", "dataloader_pin_memory",
-}  # fmt: skip
-# Settings that name a place, on the Hub or on this machine.
-PLACES = {"model_name_or_path", "base_model", "dataset_name", "distill_from", "deepspeed", "chat_template_path"}
-
-
-@dataclass(frozen=True)
-class CardFacts:
-    """What the card says beside the history. None means not known, and prints nothing."""
-
-    model_name: str
-    num_train_examples: int | None
-    recipe: dict[str, Any]
-    versions: dict[str, str]
-    tags: tuple[str, ...] = ()
-    base_model: str | None = None
-    license: str | None = None
-    dataset_name: str | None = None
-    caveats: tuple[str, ...] = ()  # runtimes that would compute something else
-
-    @classmethod
-    def of(cls, history: TrimHistory) -> "CardFacts":
-        """The facts that were saved with a history."""
-        return cls(
-            **{name: tuple(value) if isinstance(value, list) else value for name, value in history.card.items()}
-        )
-
-    def to_plain(self) -> dict[str, Any]:
-        """The facts as JSON knows them."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -87,48 +55,6 @@ def collect_facts(trainer, model_name: str | None = None, dataset_name: str | No
     )
 
 
-def changed_settings(config: Any) -> dict[str, Any]:
-    """Return the fields of a config dataclass that are not at their default, as plain values."""
-    changed = {}
-    for entry in fields(config):
-        value = getattr(config, entry.name)
-        value = value.value if isinstance(value, enum.Enum) else value
-        default = entry.default.value if isinstance(entry.default, enum.Enum) else entry.default
-        is_plain = value is None or isinstance(value, (int, float, str, bool)) or (isinstance(value, list) and value)
-        if default is MISSING and value is None:
-            continue
-        if entry.init and is_plain and value != default and entry.name not in LOCAL_SETTINGS:
-            changed[entry.name] = value
-    return changed
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """Read a recipe as it is written.
-
-    Raises:
-        ValueError: it is not YAML, or no mapping.
-    """
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{str(path)!r} is not YAML: {error}.") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{str(path)!r} contains {type(settings).__name__}, expected a mapping of settings.")
-    return settings
-
-
-def without_local_paths(settings: dict[str, Any]) -> dict[str, Any]:
-    """Name what lies on this machine `./NAME`: where it lies says nothing to others, but much about this machine."""
-    return {name: _without_local_path(value) if name in PLACES else value for name, value in settings.items()}
-
-
-def _without_local_path(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    path = Path(value).expanduser()
-    return f"./{path.name}" if path.is_absolute() or path.exists() else value
-
-
 def write_card(directory: str | Path, history: TrimHistory, facts: CardFacts) -> None:
     """Write `README.md`, `recipe.yaml` and the plots into `directory`."""
     folder = Path(directory)
@@ -138,7 +64,7 @@ def write_card(directory: str | Path, history: TrimHistory, facts: CardFacts) ->
         plot_importance(history, folder / IMPORTANCE_PLOT)
     if history.drops:
         plot_metric(history, folder / METRIC_PLOT)
-    (folder / "README.md").write_text(render_card(history, facts), encoding="utf-8")
+    (folder / CARD_NAME).write_text(render_card(history, facts), encoding="utf-8")
 
 
 def render_card(
@@ -186,13 +112,6 @@ def _accuracy_with_interval(measured: Measurement) -> str:
         return shown
     low, high = wilson_interval(measured.accuracy, measured.num_examples)
     return f"{shown} ({100 * low:.1f}–{100 * high:.1f} %)"
-
-
-def wilson_interval(share: float, number: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % confidence interval of a share of `number` examples (Wilson, 1927)."""
-    middle = (share + z**2 / (2 * number)) / (1 + z**2 / number)
-    half = z / (1 + z**2 / number) * math.sqrt(share * (1 - share) / number + z**2 / (4 * number**2))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def merge_cards(existing: str | None, generated: str) -> str:

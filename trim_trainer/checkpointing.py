@@ -20,8 +20,8 @@ from trl import SFTTrainer
 from .architectures import find_layers
 from .card import collect_facts, write_card
 from .distillation import Teacher
-from .history import TrimHistory
 from .publish import failed_pushes, publish
+from .records.history import TrimHistory
 from .rollback import QualityFloor
 from .saving import save_adapted
 from .staging import PUBLISHED

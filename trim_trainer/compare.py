@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import random
 import statistics
 import time
@@ -11,17 +10,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from scipy import stats
 from transformers import TrainerCallback
 
 from .calibration import example_key
-from .card import wilson_interval
 from .evaluation import measure_quality
-from .history import TrimHistory
 from .isolation import run_alone
 from .methods import METHODS, drop_before_training
 from .preflight import split_calibration
 from .recipe import Recipe, load_splits, make_trainer, parse_recipe
+from .records.history import TrimHistory
+from .records.statistics import students_t, wilson_interval
 from .scan import choose_layout
 from .speed import device_name, measure_prefill_tokens_per_second, measure_tokens_per_second, peak_memory_bytes
 from .tasks import Task
@@ -269,15 +267,6 @@ class Row:
     def _by_seed(self, task: str, name: str) -> dict[int, float]:
         values = {result.cell.seed: result.quality.get(task, {}).get(name) for result in self.results}
         return {seed: value for seed, value in values.items() if value is not None}
-
-
-def students_t(values: list[float]) -> tuple[float, float, float]:
-    """Mean and 95 % confidence interval by Student's t; of one value both ends are the value."""
-    mean = statistics.fmean(values)
-    if len(values) == 1:
-        return mean, mean, mean
-    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return mean, mean - half, mean + half
 
 
 def group(results: Iterable[CellResult]) -> list[Row]:

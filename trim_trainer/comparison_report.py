@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from .compare import Row
 from .methods import METHODS
-from .plots import ACCENT, INK, MUTED, label_by_depth
+from .records.plots import ACCENT, INK, MUTED, label_by_depth
 
 TABLE, PLOT, NUMBERS = "comparison.md", "comparison.png", "comparison.json"
 # Line styles that stay apart in black and white too.

@@ -12,7 +12,7 @@ from transformers.utils import is_peft_available
 
 from .architectures import find_layers
 from .calibration import IGNORED, ScoredExample, choose_metric, measure, predict
-from .history import Measurement
+from .records.measurement import Measurement
 from .scan import Layout, score_choices
 from .speed import device_name, measure_tokens_per_second
 from .surgery import is_quantized

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from .architectures import droppable_layers
 from .calibration import choose_metric, scored_by, tokenize_examples
 from .importance import Settings, calibrate, find_criterion
-from .plots import plot_layers
 from .quickstart import resolve_source
+from .records.plots import plot_layers
 from .scan import choose_layout
 from .sources import load_source
 

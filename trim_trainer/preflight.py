@@ -13,7 +13,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from .architectures import droppable_layers, find_architecture, find_layers, num_layers
 from .calibration import CalibrationError, check_choices, check_disjoint, draw_rows, example_key, hold_out
 from .config import TrimConfig
-from .history import HISTORY_NAME
+from .records.files import HISTORY_NAME
 from .schedule import resolve_target
 from .surgery import check_layers, is_quantized
 

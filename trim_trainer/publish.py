@@ -17,8 +17,10 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash
 
-from .card import CardFacts, Member, merge_cards, render_card
-from .staging import CARD, Staged, StagingError, as_bytes, check_text, sha256, stage
+from .card import Member, merge_cards, render_card
+from .records.facts import CardFacts
+from .records.files import CARD_NAME
+from .staging import Staged, StagingError, as_bytes, check_text, sha256, stage
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +143,7 @@ def _with_card(run: _Run, staged: Staged, family: list[Staged]) -> Staged:
     check_text(f"the card of {staged.revision}", text)
     with run.step(f"have the card of {staged.revision} checked"):
         ModelCard(text).validate()
-    return replace(staged, files=staged.files | {CARD: text.encode("utf-8")})
+    return replace(staged, files=staged.files | {CARD_NAME: text.encode("utf-8")})
 
 
 def _license_of(api: HfApi, base_model: str) -> str | None:
@@ -162,8 +164,8 @@ def _publish_one(run: _Run, staged: Staged, commit_message: str | None) -> Publi
     with run.step(f"read what {revision} holds"):
         head = api.repo_info(run.repo_id, revision=revision).sha
         existing = _read_card(api, run.repo_id, head)
-        text = merge_cards(existing, staged.files[CARD].decode("utf-8"))
-        staged = replace(staged, files=staged.files | {CARD: text.encode("utf-8")})
+        text = merge_cards(existing, staged.files[CARD_NAME].decode("utf-8"))
+        staged = replace(staged, files=staged.files | {CARD_NAME: text.encode("utf-8")})
         differing, surplus = _compare(api, run.repo_id, head, staged)
     is_new = bool(differing or surplus)
     if is_new:
@@ -202,7 +204,7 @@ def _commit(run: _Run, staged: Staged, head: str, message: str, differing: list[
 def _read_card(api: HfApi, repo_id: str, commit: str) -> str | None:
     """The card as it is on the Hub; None only where the Hub says that there is none."""
     try:
-        path = api.hf_hub_download(repo_id, CARD, revision=commit)
+        path = api.hf_hub_download(repo_id, CARD_NAME, revision=commit)
     except LocalEntryNotFoundError:  # is an EntryNotFoundError too, but says that the Hub did not answer
         raise
     except EntryNotFoundError:

@@ -12,11 +12,11 @@ import torch
 from datasets import Dataset, IterableDataset
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
-from .card import changed_settings, read_settings
 from .columns import Columns
 from .config import TrimConfig
 from .importance import find_criterion
 from .quickstart import resolve_source
+from .records.settings import changed_settings, read_settings
 from .scan import score_choices
 from .sources import load_source
 from .trainer import TrimTrainer

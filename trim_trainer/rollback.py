@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .freezing import sync_optimizer
-from .history import TrimHistory
+from .records.history import TrimHistory
 from .surgery import LayerBackup
 
 LAST_GOOD_NAME = "last_good.pt"

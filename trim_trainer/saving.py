@@ -8,11 +8,10 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from .records.files import ADAPTER_DIR
 from .scan import plain_forward
 from .surgery import is_quantized
 from .verification import verify_checkpoint
-
-ADAPTER_DIR = "adapter"
 
 
 def save_adapted(model, directory: str | Path, is_merged: bool) -> None:

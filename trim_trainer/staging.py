@@ -11,12 +11,10 @@ from huggingface_hub.utils import filter_repo_objects
 from huggingface_hub.utils.sha import sha_fileobj
 from safetensors import SafetensorError, safe_open
 
-from .card import RECIPE_NAME, read_settings, without_local_paths
-from .history import HISTORY_NAME, TrimHistory
-from .saving import ADAPTER_DIR
+from .records.files import ADAPTER_DIR, DEPTH_DIR, HISTORY_NAME, RECIPE_NAME
+from .records.history import TrimHistory
+from .records.settings import read_settings, without_local_paths
 
-CARD = "README.md"
-DEPTH_DIR = "depth-"
 # Nothing else leaves the machine: no training arguments, optimizer, random states, logs or checkpoints.
 PUBLISHED = [
     "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*", "vocab*",

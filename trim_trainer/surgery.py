@@ -11,15 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from .adapters import trimmed_adapters
 from .architectures import LayerConstraintError, find_architecture, find_stacks, text_config, trimmed_fields
-from .blueprint import (
-    LAYER_NUMBERS,
-    TORCH_STATE,
-    adopt_constants,
-    build,
-    differing_constants,
-    is_plain,
-    tensor_shapes,
-)
+from .blueprint import LAYER_NUMBERS, TORCH_STATE, adopt_constants, build, differing_constants, is_plain, tensor_shapes
 from .fields import Kept, name_layers, stale_fields
 
 

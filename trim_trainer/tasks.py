@@ -7,8 +7,8 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from .calibration import ScoredExample, tokenize_examples
-from .card import read_settings
 from .recipe import RecipeArguments, check_keys, load_splits, make_parser, take
+from .records.settings import read_settings
 
 TEXT = "text"  # column of running text, of which the perplexity is measured
 

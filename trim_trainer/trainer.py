@@ -23,10 +23,10 @@ from .distillation import Teacher
 from .evaluation import measure_model
 from .freezing import choose_trained_layers, freeze_all_but, sync_optimizer
 from .full_depth import full_depth_twin
-from .history import Round, TrimHistory
 from .importance import CriterionLike, LayerScores, Settings, calibrate, choose_layers, criterion_name
 from .preflight import check_compensated_settings, check_distillation, check_model, check_output_dir, split_calibration
 from .processes import from_main
+from .records.history import Round, TrimHistory
 from .reports import log_drop
 from .rollback import QualityFloor
 from .runtimes import runtime_caveats

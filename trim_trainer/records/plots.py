@@ -1,4 +1,4 @@
-"""The two pictures of a run: importance of each layer per round, and the metric against depth."""
+"""The pictures of a run: importance of each layer per round, and the metric against depth."""
 
 import math
 from pathlib import Path
@@ -8,8 +8,6 @@ from matplotlib.figure import Figure
 
 from .history import TrimHistory
 
-IMPORTANCE_PLOT = "trim_importance.png"
-METRIC_PLOT = "trim_metric.png"
 INK, MUTED, ACCENT = "#1f2933", "#9aa5b1", "#d64545"
 
 

@@ -5,7 +5,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-HISTORY_NAME = "trim_history.json"
+from .files import HISTORY_NAME
+from .measurement import Measurement
+
 FORMAT_VERSION = 1
 
 
@@ -38,25 +40,6 @@ class Round:
     def score_of(self, layer: int) -> float:
         """Importance score of a layer, by its original number; higher = keep."""
         return self.scores[self.layers.index(layer)]
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """Measured facts about the model at one depth. None means not measured, and is printed nowhere."""
-
-    name: str  # "untrimmed", "trimmed"
-    depth: int
-    num_parameters: int
-    num_bytes: int | None = None  # of parameters and buffers in memory, in the dtype of the measurement
-    num_examples: int | None = None
-    accuracy: float | None = None
-    majority_accuracy: float | None = None  # of the most frequent right answer, or place of it
-    macro_f1: float | None = None  # where every example has the same choices
-    loss: float | None = None  # mean negative log-likelihood of the scored tokens, nats
-    tokens_per_second: float | None = None  # greedy decoding, batch of one, best of five runs
-    device: str | None = None
-    dtype: str | None = None
-    precision: str | None = None  # in which accuracy and loss were computed
 
 
 @dataclass(frozen=True)

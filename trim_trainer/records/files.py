@@ -1,0 +1,9 @@
+"""Names of the files and folders that a run leaves beside the weights."""
+
+HISTORY_NAME = "trim_history.json"
+RECIPE_NAME = "recipe.yaml"
+CARD_NAME = "README.md"
+IMPORTANCE_PLOT = "trim_importance.png"
+METRIC_PLOT = "trim_metric.png"
+ADAPTER_DIR = "adapter"  # beside a trimmed base model, where they are not merged
+DEPTH_DIR = "depth-"  # + the number of layers: a depth on the way that was kept
