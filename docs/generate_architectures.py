@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import zoo
 from sweep import NAMES, check, summarize
 
-from trim_trainer.runtimes import ASSUMPTIONS
+from trim_trainer.architectures.runtimes import ASSUMPTIONS
 
 PAGE = Path(__file__).with_name("architectures.md")
 HEAD = """# Architectures

@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from trim_trainer import drop_layers
-from trim_trainer.architectures import find_layers
+from trim_trainer.architectures.modules import find_layers
 from trim_trainer.calibration import ScoredExample
 from trim_trainer.freezing import freeze_all_but, sync_optimizer
 from trim_trainer.scan import choose_layout, scan_layers

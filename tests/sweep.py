@@ -9,7 +9,9 @@ import zoo
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from trim_trainer import droppable_layers, verify_checkpoint
-from trim_trainer.architectures import LayerConstraintError, UnsupportedArchitectureError, find_stacks, num_layers
+from trim_trainer.architectures.configs import num_layers
+from trim_trainer.architectures.errors import LayerConstraintError, UnsupportedArchitectureError
+from trim_trainer.architectures.modules import find_stacks
 from trim_trainer.full_depth import full_depth_twin
 from trim_trainer.surgery import drop_layers
 

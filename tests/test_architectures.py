@@ -7,8 +7,8 @@ import zoo
 from sweep import NAMES, check
 
 from trim_trainer import surgery
-from trim_trainer.architectures import ARCHITECTURES, Architecture
-from trim_trainer.fields import FIELDS
+from trim_trainer.architectures.fields import FIELDS
+from trim_trainer.architectures.table import ARCHITECTURES, Architecture
 from trim_trainer.surgery import SurgeryError
 
 CASES = [(kind, name) for kind, names in NAMES.items() for name in names if name not in zoo.UNBUILT]

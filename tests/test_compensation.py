@@ -10,7 +10,8 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
 from trim_trainer import TrimConfig, TrimHistory, TrimTrainer, drop_layers, droppable_layers
-from trim_trainer.architectures import UnsupportedArchitectureError, find_layers
+from trim_trainer.architectures.errors import UnsupportedArchitectureError
+from trim_trainer.architectures.modules import find_layers
 from trim_trainer.calibration import ScoredExample, draw_examples
 from trim_trainer.compensation import RIDGE, check_compensation, compensated, find_projection
 

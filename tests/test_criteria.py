@@ -11,7 +11,8 @@ from conftest import make_examples, make_model
 from torch.testing import assert_close
 
 from trim_trainer import score_layers
-from trim_trainer.architectures import UnsupportedArchitectureError, find_layers
+from trim_trainer.architectures.errors import UnsupportedArchitectureError
+from trim_trainer.architectures.modules import find_layers
 
 
 @torch.no_grad()

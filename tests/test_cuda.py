@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from trim_trainer import TrimConfig, TrimTrainer, score_layers
-from trim_trainer.architectures import find_layers
+from trim_trainer.architectures.modules import find_layers
 from trim_trainer.isolation import run_alone
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, EarlyStoppingCallback
 from trl import SFTConfig, SFTTrainer
 
 from trim_trainer import TrimConfig, TrimHistory, TrimTrainer
-from trim_trainer.architectures import find_layers
+from trim_trainer.architectures.modules import find_layers
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if message.role == 'assistant' %}Answer : "

@@ -5,7 +5,7 @@ import torch
 from conftest import CONFIGS
 
 from trim_trainer import speed
-from trim_trainer.architectures import find_layers
+from trim_trainer.architectures.modules import find_layers
 from trim_trainer.full_depth import full_depth_twin
 from trim_trainer.surgery import drop_layers
 

@@ -8,7 +8,7 @@ from conftest import make_model
 from transformers import Trainer, TrainingArguments
 
 from trim_trainer import drop_layers
-from trim_trainer.architectures import find_layers
+from trim_trainer.architectures.modules import find_layers
 from trim_trainer.freezing import freeze_all_but, sync_optimizer
 
 OPTIMIZERS = (

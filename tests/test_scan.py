@@ -9,7 +9,8 @@ from conftest import CONFIGS
 from torch.testing import assert_close
 
 from trim_trainer import drop_layers, droppable_layers
-from trim_trainer.architectures import UnsupportedArchitectureError, find_layers
+from trim_trainer.architectures.errors import UnsupportedArchitectureError
+from trim_trainer.architectures.modules import find_layers
 from trim_trainer.batches import make_batches
 from trim_trainer.calibration import ScoredExample, measure
 from trim_trainer.scan import ONE_BY_ONE, PLAIN, Layout, choose_layout, scan_layers, score_choices

@@ -10,7 +10,9 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGeneration, ViTConfig, ViTModel
 
 from trim_trainer import drop_layers, droppable_layers
-from trim_trainer.architectures import ARCHITECTURES, LayerConstraintError, UnsupportedArchitectureError, find_layers
+from trim_trainer.architectures.errors import LayerConstraintError, UnsupportedArchitectureError
+from trim_trainer.architectures.modules import find_layers
+from trim_trainer.architectures.table import ARCHITECTURES
 from trim_trainer.surgery import LayerBackup, SurgeryError, trimmed_config
 
 IDS = torch.arange(3, 29).view(2, 13)

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForSequenceClas
 from trl import SFTConfig, SFTTrainer
 
 from trim_trainer import TrimConfig, TrimHistory, TrimTrainer, verify_checkpoint
-from trim_trainer.architectures import find_layers
+from trim_trainer.architectures.modules import find_layers
 
 BASE = {
     "use_cpu": True,

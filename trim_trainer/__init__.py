@@ -12,7 +12,7 @@ _PUBLIC = {
     "TrimHistory": "records.history",
     "TrimTrainer": "trainer",
     "drop_layers": "surgery",
-    "droppable_layers": "architectures",
+    "droppable_layers": "architectures.droppable",
     "publish": "publish",
     "score_layers": "importance",
     "verify_checkpoint": "verification",
@@ -21,7 +21,7 @@ _PUBLIC = {
 __all__ = sorted(_PUBLIC)
 
 if TYPE_CHECKING:
-    from .architectures import droppable_layers as droppable_layers
+    from .architectures.droppable import droppable_layers as droppable_layers
     from .config import TrimConfig as TrimConfig
     from .importance import CRITERIA as CRITERIA
     from .importance import score_layers as score_layers

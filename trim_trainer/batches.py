@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 from trl.data_utils import common_prefix_length
 
-from .architectures import text_config
+from .architectures.configs import text_config
 from .calibration import IGNORED, ScoredExample
 
 # Tokens of a pass: bounds memory whatever the size of the calibration set. A CPU's caches hold no more than the second:

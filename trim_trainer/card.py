@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData, RepoCard
 from trl.trainer.utils import get_config_model_id
 
 from . import __version__
+from .architectures.runtimes import runtime_caveats
 from .importance import CRITERIA
 from .records.facts import CardFacts
 from .records.files import CARD_NAME, IMPORTANCE_PLOT, METRIC_PLOT, RECIPE_NAME
@@ -19,7 +20,6 @@ from .records.measurement import Measurement
 from .records.plots import plot_importance, plot_metric
 from .records.settings import changed_settings
 from .records.statistics import wilson_interval
-from .runtimes import runtime_caveats
 
 # Between these marks a card is generated; outside of them it belongs to people.
 BEGIN, END = "<!-- trim-trainer: generated from here -->", "<!-- trim-trainer: generated to here -->"

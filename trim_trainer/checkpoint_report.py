@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from .architectures import find_layers
+from .architectures.modules import find_layers
 from .evaluation import Quality, measure_quality
 from .harness import lm_eval_accuracy
 from .isolation import run_alone

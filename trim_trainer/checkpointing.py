@@ -17,7 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils import PushInProgress
 from trl import SFTTrainer
 
-from .architectures import find_layers
+from .architectures.modules import find_layers
 from .card import collect_facts, write_card
 from .distillation import Teacher
 from .publish import failed_pushes, publish

@@ -11,7 +11,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .architectures import UnsupportedArchitectureError, find_layers
+from .architectures.errors import UnsupportedArchitectureError
+from .architectures.modules import find_layers
 from .batches import make_batches
 from .calibration import ScoredExample
 from .criteria import no_logits

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .architectures import UnsupportedArchitectureError, find_layers
+from .architectures.errors import UnsupportedArchitectureError
+from .architectures.modules import find_layers
 from .batches import Batch, make_batches
 from .calibration import ScoredExample, scored_by
 from .processes import share, sum_over_processes

@@ -10,7 +10,7 @@ from sklearn.metrics import f1_score
 from transformers import PreTrainedModel
 from transformers.utils import is_peft_available
 
-from .architectures import find_layers
+from .architectures.modules import find_layers
 from .calibration import IGNORED, ScoredExample, choose_metric, measure, predict
 from .records.measurement import Measurement
 from .scan import Layout, score_choices

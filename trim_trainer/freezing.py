@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .architectures import find_layers
+from .architectures.modules import find_layers
 
 
 def choose_trained_layers(

@@ -8,7 +8,8 @@ from functools import cached_property
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .architectures import UnsupportedArchitectureError, find_layers
+from .architectures.errors import UnsupportedArchitectureError
+from .architectures.modules import find_layers
 from .calibration import ScoredExample, choose_metric, measure, scored_by, tokenize_examples
 from .criteria import angular_distance, block_influence, taylor
 from .racing import Race, race

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from .architectures import droppable_layers
+from .architectures.droppable import droppable_layers
 from .calibration import choose_metric, scored_by, tokenize_examples
 from .importance import Settings, calibrate, find_criterion
 from .quickstart import resolve_source

@@ -8,7 +8,7 @@ from typing import Literal
 
 from transformers import PreTrainedModel
 
-from .architectures import droppable_layers
+from .architectures.droppable import droppable_layers
 from .calibration import choose_metric, scored_by
 from .freezing import choose_trained_layers, freeze_all_but
 from .importance import LayerScores, Settings, calibrate, choose_layers

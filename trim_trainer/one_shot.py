@@ -16,8 +16,9 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from .architectures import num_layers, trimmed_fields
-from .runtimes import runtime_caveats
+from .architectures.configs import num_layers
+from .architectures.droppable import trimmed_fields
+from .architectures.runtimes import runtime_caveats
 from .surgery import check_layers, drop_layers
 from .verification import verify_checkpoint
 

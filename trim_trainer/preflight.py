@@ -10,7 +10,10 @@ from datasets import Dataset, IterableDataset
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .architectures import droppable_layers, find_architecture, find_layers, num_layers
+from .architectures.configs import num_layers
+from .architectures.droppable import droppable_layers
+from .architectures.modules import find_layers
+from .architectures.table import find_architecture
 from .calibration import CalibrationError, check_choices, check_disjoint, draw_rows, example_key, hold_out
 from .config import TrimConfig
 from .records.files import HISTORY_NAME

@@ -11,7 +11,10 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from .architectures import UnsupportedArchitectureError, find_architecture, find_decoder, find_layers, text_config
+from .architectures.configs import text_config
+from .architectures.errors import UnsupportedArchitectureError
+from .architectures.modules import find_decoder, find_layers
+from .architectures.table import find_architecture
 from .batches import Batch, fast_batch_tokens, make_batches
 from .calibration import ScoredExample
 from .processes import share, sum_over_processes

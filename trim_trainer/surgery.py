@@ -10,9 +10,14 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from .adapters import trimmed_adapters
-from .architectures import LayerConstraintError, find_architecture, find_stacks, text_config, trimmed_fields
+from .architectures.configs import text_config
+from .architectures.droppable import trimmed_fields
+from .architectures.errors import LayerConstraintError
+from .architectures.kept import Kept, name_layers
+from .architectures.modules import find_stacks
+from .architectures.rewriting import stale_fields
+from .architectures.table import find_architecture
 from .blueprint import LAYER_NUMBERS, TORCH_STATE, adopt_constants, build, differing_constants, is_plain, tensor_shapes
-from .fields import Kept, name_layers, stale_fields
 
 
 class SurgeryError(RuntimeError):

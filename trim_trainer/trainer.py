@@ -13,7 +13,8 @@ from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, Trainer
 
-from .architectures import droppable_layers
+from .architectures.droppable import droppable_layers
+from .architectures.runtimes import runtime_caveats
 from .calibration import ScoredExample, choose_metric, draw_examples, measure, scored_by, tokenize_examples
 from .checkpointing import CheckpointingTrainer
 from .checkpoints import find_checkpoint
@@ -29,7 +30,6 @@ from .processes import from_main
 from .records.history import Round, TrimHistory
 from .reports import log_drop
 from .rollback import QualityFloor
-from .runtimes import runtime_caveats
 from .scan import Layout, choose_layout, score_choices
 from .schedule import TrimSchedule, plan_schedule
 from .scored_positions import scored_positions_only, scores_every_position

@@ -6,7 +6,7 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from .architectures import text_config
+from .architectures.configs import text_config
 from .scan import plain_forward
 
 # Endings of the config fields that hold a token's number.

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from .architectures import num_layers, text_config
+from .configs import num_layers, text_config
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from .fields import Kept
+from .kept import Kept
 
 _LAYER_NAME = re.compile(r"(?P<stack>(?:^|.*\.)(?:layers|layer|blocks|block|h))\.(?P<number>\d+)(?P<rest>(?:\..*)?)$")
 _OTHER_TOWER = re.compile(r"vision|visual|audio|image|mtp", re.IGNORECASE)

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import nn
 
-from .fields import Kept
+from .kept import Kept
 
 
 def fold_residual_scale(decoder: nn.Module, expected: nn.Module, kept: Kept) -> None:

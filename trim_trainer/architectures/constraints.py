@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from .fields import Kept, name_layers
+from .kept import Kept, name_layers
 
 # A constraint looks at the fields of the decoder's config as it is now and returns why `kept` cannot be, or None.
 Constraint = Callable[[dict[str, Any], Kept], str | None]
