@@ -83,7 +83,7 @@ def parse_args() -> argparse.Namespace:
 
 def quickstart_model() -> str:
     """Return the folder of the quickstart's checkpoint, which is prepared on first use."""
-    from trim_trainer.quickstart import prepare_smollm2
+    from trim_trainer.data.quickstart import prepare_smollm2
 
     return prepare_smollm2()
 

@@ -22,10 +22,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config
 from transformers.utils import logging
 
-from trim_trainer.calibration import measure as metric_of
-from trim_trainer.calibration import scored_by, tokenize_examples
+from trim_trainer.data.metrics import measure as metric_of
+from trim_trainer.data.metrics import scored_by
+from trim_trainer.data.quickstart import draw_icd10_examples, prepare_smollm2
+from trim_trainer.data.tokens import tokenize_examples
 from trim_trainer.importance import LayerScores, Settings, calibrate, choose_layers
-from trim_trainer.quickstart import draw_icd10_examples, prepare_smollm2
 from trim_trainer.scan import ONE_BY_ONE, PLAIN, choose_layout, scan_layers
 from trim_trainer.surgery import drop_layers
 

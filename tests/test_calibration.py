@@ -4,17 +4,10 @@ from conftest import make_examples
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from trim_trainer.calibration import (
-    CalibrationError,
-    ScoredExample,
-    check_choices,
-    check_disjoint,
-    choose_metric,
-    example_key,
-    hold_out,
-    measure,
-    tokenize_examples,
-)
+from trim_trainer.data.examples import ScoredExample
+from trim_trainer.data.metrics import choose_metric, measure
+from trim_trainer.data.splits import CalibrationError, check_choices, check_disjoint, example_key, hold_out
+from trim_trainer.data.tokens import tokenize_examples
 
 CHAT = (
     "{% for m in messages %}{{ 'Question : ' if m.role == 'user' else 'Answer : ' }}{{ m.content }} </s> {% endfor %}"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 
-from trim_trainer.columns import ColumnError, Columns
+from trim_trainer.data.columns import ColumnError, Columns
 from trim_trainer.recipe import parse_recipe
 from trim_trainer.tasks import read_task
 

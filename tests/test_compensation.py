@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM
 from trim_trainer import TrimConfig, TrimHistory, TrimTrainer, drop_layers, droppable_layers
 from trim_trainer.architectures.errors import UnsupportedArchitectureError
 from trim_trainer.architectures.modules import find_layers
-from trim_trainer.calibration import ScoredExample, draw_examples
 from trim_trainer.compensation import RIDGE, check_compensation, compensated, find_projection
+from trim_trainer.data.examples import ScoredExample
+from trim_trainer.data.tokens import draw_examples
 
 
 def draw(number=60, vocab_size=90):

@@ -11,9 +11,9 @@ from conftest import make_examples, make_model, make_tokenizer
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
-from trim_trainer.calibration import tokenize_examples
 from trim_trainer.cli import main
-from trim_trainer.evaluation import macro_f1, majority_accuracy
+from trim_trainer.data.metrics import macro_f1, majority_accuracy
+from trim_trainer.data.tokens import tokenize_examples
 from trim_trainer.tasks import read_task
 
 

@@ -5,7 +5,8 @@ import torch
 from conftest import make_examples, make_model
 from test_scan import draw_examples
 
-from trim_trainer.calibration import measure, tokenize_examples
+from trim_trainer.data.metrics import measure
+from trim_trainer.data.tokens import tokenize_examples
 from trim_trainer.importance import Settings, calibrate, choose_layers
 from trim_trainer.racing import example_harms, race, stage_ends, survivors, t_quantile
 from trim_trainer.scan import LayerScan, choose_layout

@@ -16,7 +16,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
 from trim_trainer.cli import main
-from trim_trainer.quickstart import NUM_CHOICES, draw_icd10_examples, prepare_icd10, resolve_source
+from trim_trainer.data.quickstart import NUM_CHOICES, draw_icd10_examples, prepare_icd10, resolve_source
 from trim_trainer.recipe import _forward_tokens, build_trainer, parse_recipe
 
 ROOT = Path(__file__).parent.parent

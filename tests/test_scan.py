@@ -12,7 +12,8 @@ from trim_trainer import drop_layers, droppable_layers
 from trim_trainer.architectures.errors import UnsupportedArchitectureError
 from trim_trainer.architectures.modules import find_layers
 from trim_trainer.batches import make_batches
-from trim_trainer.calibration import ScoredExample, measure
+from trim_trainer.data.examples import ScoredExample
+from trim_trainer.data.metrics import measure
 from trim_trainer.scan import ONE_BY_ONE, PLAIN, Layout, choose_layout, scan_layers, score_choices
 
 UNPACKED, PACKED = Layout(False, True), Layout(True, True)

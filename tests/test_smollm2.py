@@ -8,8 +8,9 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trim_trainer import drop_layers, verify_checkpoint
-from trim_trainer.calibration import measure, tokenize_examples
-from trim_trainer.quickstart import draw_icd10_examples, prepare_smollm2
+from trim_trainer.data.metrics import measure
+from trim_trainer.data.quickstart import draw_icd10_examples, prepare_smollm2
+from trim_trainer.data.tokens import tokenize_examples
 from trim_trainer.scan import Layout, choose_layout, scan_layers, score_choices
 
 pytestmark = pytest.mark.slow

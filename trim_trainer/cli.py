@@ -215,8 +215,8 @@ def compare(arguments: list[str]) -> int:
     options, rest = parser.parse_known_args(arguments)
     from .compare import Comparison, group
     from .comparison_report import save_report
+    from .data.quickstart import resolve_source
     from .preflight import check_model
-    from .quickstart import resolve_source
     from .recipe import parse_recipe
     from .tasks import read_task
 

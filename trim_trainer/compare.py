@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from .calibration import example_key
+from .data.splits import example_key
 from .evaluation import measure_quality
 from .isolation import run_alone
 from .methods import METHODS, drop_before_training

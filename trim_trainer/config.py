@@ -5,7 +5,7 @@ from typing import Any
 
 from trl import SFTConfig
 
-from .calibration import METRICS
+from .data.metrics import METRICS
 from .importance import find_criterion
 
 STRATEGIES = ("epoch", "steps")

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 from .architectures.errors import UnsupportedArchitectureError
 from .architectures.modules import find_layers
 from .batches import Batch, make_batches
-from .calibration import ScoredExample, scored_by
+from .data.examples import ScoredExample
+from .data.metrics import scored_by
 from .processes import share, sum_over_processes
 from .scan import hidden_of
 

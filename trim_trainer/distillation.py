@@ -7,7 +7,7 @@ from torch.nn.functional import kl_div, log_softmax
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .calibration import IGNORED
+from .data.examples import IGNORED
 from .scored_positions import logits_of, scored_positions_only
 
 TARGETS_NAME = "distillation.pt"  # beside a checkpoint

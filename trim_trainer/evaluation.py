@@ -1,17 +1,16 @@
 """Measured facts about a model: how good it is, with n, how fast, on which device."""
 
 import math
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import torch
-from sklearn.metrics import f1_score
 from transformers import PreTrainedModel
 from transformers.utils import is_peft_available
 
 from .architectures.modules import find_layers
-from .calibration import IGNORED, ScoredExample, choose_metric, measure, predict
+from .data.examples import IGNORED, ScoredExample
+from .data.metrics import choose_metric, macro_f1, majority_accuracy, measure, predict
 from .records.measurement import Measurement
 from .scan import Layout, score_choices
 from .speed import device_name, measure_tokens_per_second
@@ -116,30 +115,3 @@ def _precision(model: PreTrainedModel) -> str:
     if torch.is_autocast_enabled(model.device.type):
         return f"{str(torch.get_autocast_dtype(model.device.type)).removeprefix('torch.')} autocast"
     return str(model.dtype).removeprefix("torch.")
-
-
-def majority_accuracy(examples: list[ScoredExample]) -> float:
-    """Accuracy of the choice that is right most often: the most frequent right answer wherever it is on offer.
-
-    Where that is not among the choices, the most frequent one that is counts. Right answers that hardly recur, as in
-    exams, are no classes, and to count them would be to know them: there it is the most frequent place of the right one.
-    """
-    frequency = Counter(example.choice_ids[example.answer] for example in examples)
-    if 2 * len(frequency) > len(examples):
-        return Counter(example.answer for example in examples).most_common(1)[0][1] / len(examples)
-    right = 0
-    for example in examples:
-        guess = max(range(len(example.choice_ids)), key=lambda k: frequency[example.choice_ids[k]])
-        right += guess == example.answer
-    return right / len(examples)
-
-
-def macro_f1(predicted: list[int], examples: list[ScoredExample]) -> float | None:
-    """Mean over the choices of the F1 of each, one never given counting 0; None: the examples differ in their choices."""
-    classes = set(examples[0].choice_ids)
-    if any(set(example.choice_ids) != classes for example in examples):
-        return None
-    numbers = {choice: number for number, choice in enumerate(sorted(classes))}
-    right = [numbers[example.choice_ids[example.answer]] for example in examples]
-    given = [numbers[example.choice_ids[k]] for k, example in zip(predicted, examples, strict=True)]
-    return float(f1_score(right, given, labels=list(numbers.values()), average="macro", zero_division=0))

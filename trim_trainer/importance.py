@@ -10,8 +10,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .architectures.errors import UnsupportedArchitectureError
 from .architectures.modules import find_layers
-from .calibration import ScoredExample, choose_metric, measure, scored_by, tokenize_examples
 from .criteria import angular_distance, block_influence, taylor
+from .data.examples import ScoredExample
+from .data.metrics import choose_metric, measure, scored_by
+from .data.tokens import tokenize_examples
 from .racing import Race, race
 from .scan import LayerScan, Layout, choose_layout, scan_layers, score_choices
 

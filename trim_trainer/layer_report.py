@@ -9,12 +9,13 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .architectures.droppable import droppable_layers
-from .calibration import choose_metric, scored_by, tokenize_examples
+from .data.metrics import choose_metric, scored_by
+from .data.quickstart import resolve_source
+from .data.sources import load_source
+from .data.tokens import tokenize_examples
 from .importance import Settings, calibrate, find_criterion
-from .quickstart import resolve_source
 from .records.plots import plot_layers
 from .scan import choose_layout
-from .sources import load_source
 
 REPORT_NAME, REPORT_PLOT = "layer_scores.json", "layer_scores.png"
 

@@ -9,7 +9,7 @@ from typing import Literal
 from transformers import PreTrainedModel
 
 from .architectures.droppable import droppable_layers
-from .calibration import choose_metric, scored_by
+from .data.metrics import choose_metric, scored_by
 from .freezing import choose_trained_layers, freeze_all_but
 from .importance import LayerScores, Settings, calibrate, choose_layers
 from .scan import choose_layout

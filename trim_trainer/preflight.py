@@ -14,8 +14,8 @@ from .architectures.configs import num_layers
 from .architectures.droppable import droppable_layers
 from .architectures.modules import find_layers
 from .architectures.table import find_architecture
-from .calibration import CalibrationError, check_choices, check_disjoint, draw_rows, example_key, hold_out
 from .config import TrimConfig
+from .data.splits import CalibrationError, check_choices, check_disjoint, draw_rows, example_key, hold_out
 from .records.files import HISTORY_NAME
 from .schedule import resolve_target
 from .surgery import check_layers, is_quantized

@@ -12,7 +12,8 @@ from statistics import NormalDist
 
 import torch
 
-from .calibration import IGNORED, ScoredExample, predict
+from .data.examples import IGNORED, ScoredExample
+from .data.metrics import predict
 from .scan import LayerScan
 
 # Examples of the first stage, at least: fewer say nothing about the spread.

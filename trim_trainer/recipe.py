@@ -12,13 +12,13 @@ import torch
 from datasets import Dataset, IterableDataset
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
-from .columns import Columns
 from .config import TrimConfig
+from .data.columns import Columns
+from .data.quickstart import resolve_source
+from .data.sources import load_source
 from .importance import find_criterion
-from .quickstart import resolve_source
 from .records.settings import changed_settings, read_settings
 from .scan import score_choices
-from .sources import load_source
 from .trainer import TrimTrainer
 
 logger = logging.getLogger(__name__)

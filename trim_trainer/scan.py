@@ -16,7 +16,7 @@ from .architectures.errors import UnsupportedArchitectureError
 from .architectures.modules import find_decoder, find_layers
 from .architectures.table import find_architecture
 from .batches import Batch, fast_batch_tokens, make_batches
-from .calibration import ScoredExample
+from .data.examples import ScoredExample
 from .processes import share, sum_over_processes
 from .scored_positions import logits_of
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from .calibration import ScoredExample, tokenize_examples
+from .data.examples import ScoredExample
+from .data.tokens import tokenize_examples
 from .recipe import RecipeArguments, check_keys, load_splits, make_parser, take
 from .records.settings import read_settings
 

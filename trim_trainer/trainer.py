@@ -15,11 +15,13 @@ from transformers import PreTrainedModel, Trainer
 
 from .architectures.droppable import droppable_layers
 from .architectures.runtimes import runtime_caveats
-from .calibration import ScoredExample, choose_metric, draw_examples, measure, scored_by, tokenize_examples
 from .checkpointing import CheckpointingTrainer
 from .checkpoints import find_checkpoint
 from .compensation import check_compensation, compensated
 from .config import TrimConfig
+from .data.examples import ScoredExample
+from .data.metrics import choose_metric, measure, scored_by
+from .data.tokens import draw_examples, tokenize_examples
 from .distillation import Teacher
 from .evaluation import measure_model
 from .freezing import choose_trained_layers, freeze_all_but, sync_optimizer
