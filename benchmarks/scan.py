@@ -28,7 +28,7 @@ from trim_trainer.data.quickstart import draw_icd10_examples, prepare_smollm2
 from trim_trainer.data.tokens import tokenize_examples
 from trim_trainer.importance import LayerScores, Settings, calibrate, choose_layers
 from trim_trainer.scan import ONE_BY_ONE, PLAIN, choose_layout, scan_layers
-from trim_trainer.surgery import drop_layers
+from trim_trainer.surgery.drop import drop_layers
 
 QWEN3 = {
     "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 28, "num_attention_heads": 9,

@@ -13,9 +13,10 @@ from torch.distributed.fsdp import fully_shard
 from trim_trainer import drop_layers
 from trim_trainer.architectures.modules import find_layers
 from trim_trainer.data.examples import ScoredExample
-from trim_trainer.freezing import freeze_all_but, sync_optimizer
+from trim_trainer.freezing import freeze_all_but
 from trim_trainer.scan import choose_layout, scan_layers
-from trim_trainer.wrapping import forget_dropped
+from trim_trainer.surgery.optimizer import sync_optimizer
+from trim_trainer.surgery.wrapping import forget_dropped
 
 IDS = torch.arange(10, 34).view(2, 12)
 

@@ -12,8 +12,8 @@ from trim_trainer import droppable_layers, verify_checkpoint
 from trim_trainer.architectures.configs import num_layers
 from trim_trainer.architectures.errors import LayerConstraintError, UnsupportedArchitectureError
 from trim_trainer.architectures.modules import find_stacks
-from trim_trainer.full_depth import full_depth_twin
-from trim_trainer.surgery import drop_layers
+from trim_trainer.surgery.drop import drop_layers
+from trim_trainer.surgery.full_depth import full_depth_twin
 
 AUTO = {"causal": AutoModelForCausalLM, "image-text": AutoModelForImageTextToText}
 NAMES = {"causal": zoo.CAUSAL, "image-text": zoo.IMAGE_TEXT}

@@ -6,10 +6,10 @@ import transformers
 import zoo
 from sweep import NAMES, check
 
-from trim_trainer import surgery
+from trim_trainer.surgery import drop
 from trim_trainer.architectures.fields import FIELDS
 from trim_trainer.architectures.table import ARCHITECTURES, Architecture
-from trim_trainer.surgery import SurgeryError
+from trim_trainer.surgery.drop import SurgeryError
 
 CASES = [(kind, name) for kind, names in NAMES.items() for name in names if name not in zoo.UNBUILT]
 
@@ -51,7 +51,7 @@ def test_the_sweep_notices_a_list_that_is_cut(monkeypatch):
     monkeypatch.setitem(FIELDS, "layer_types", lambda values, kept: values[: len(kept.layers)])
     with pytest.raises(SurgeryError, match="depends on the layer's number"):
         check("gemma3_text", "causal")
-    monkeypatch.setattr(surgery, "_compare_constants", lambda *args: None)
+    monkeypatch.setattr(drop, "_compare_constants", lambda *args: None)
     problems = [outcome.problem for outcome in check("gemma3_text", "causal").outcomes if len(outcome.layers) == 2]
     assert problems and all("trimmed differs from skipped" in problem for problem in problems)
 

@@ -6,8 +6,8 @@ from conftest import CONFIGS
 
 from trim_trainer import speed
 from trim_trainer.architectures.modules import find_layers
-from trim_trainer.full_depth import full_depth_twin
-from trim_trainer.surgery import drop_layers
+from trim_trainer.surgery.drop import drop_layers
+from trim_trainer.surgery.full_depth import full_depth_twin
 
 IDS = torch.arange(4, 16).view(2, 6)
 

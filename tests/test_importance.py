@@ -4,8 +4,9 @@ from conftest import make_examples, make_model
 from torch.testing import assert_close
 
 from trim_trainer import CRITERIA, drop_layers, score_layers
-from trim_trainer.freezing import choose_trained_layers, freeze_all_but, sync_optimizer
+from trim_trainer.freezing import choose_trained_layers, freeze_all_but
 from trim_trainer.importance import LayerScores, choose_layers
+from trim_trainer.surgery.optimizer import sync_optimizer
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)

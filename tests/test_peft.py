@@ -10,7 +10,8 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from trim_trainer import TrimConfig, TrimTrainer
-from trim_trainer.surgery import LayerBackup, drop_layers
+from trim_trainer.surgery.backup import LayerBackup
+from trim_trainer.surgery.drop import drop_layers
 
 BASE = {
     "use_cpu": True, "bf16": False, "max_steps": 8, "per_device_train_batch_size": 4, "learning_rate": 2e-2,

@@ -3,7 +3,7 @@ import zoo
 from transformers import CONFIG_MAPPING
 
 from trim_trainer.architectures.runtimes import ASSUMPTIONS, runtime_caveats
-from trim_trainer.surgery import trimmed_config
+from trim_trainer.surgery.drop import trimmed_config
 
 PERIODS = {"gemma2": 2, "gemma3_text": 6, "cohere2": 4, "gpt_oss": 2, "smollm3": 4}
 

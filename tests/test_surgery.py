@@ -13,7 +13,8 @@ from trim_trainer import drop_layers, droppable_layers
 from trim_trainer.architectures.errors import LayerConstraintError, UnsupportedArchitectureError
 from trim_trainer.architectures.modules import find_layers
 from trim_trainer.architectures.table import ARCHITECTURES
-from trim_trainer.surgery import LayerBackup, SurgeryError, trimmed_config
+from trim_trainer.surgery.backup import LayerBackup
+from trim_trainer.surgery.drop import SurgeryError, trimmed_config
 
 IDS = torch.arange(3, 29).view(2, 13)
 

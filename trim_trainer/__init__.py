@@ -11,7 +11,7 @@ _PUBLIC = {
     "TrimConfig": "config",
     "TrimHistory": "records.history",
     "TrimTrainer": "trainer",
-    "drop_layers": "surgery",
+    "drop_layers": "surgery.drop",
     "droppable_layers": "architectures.droppable",
     "publish": "publish",
     "score_layers": "importance",
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .importance import score_layers as score_layers
     from .publish import publish as publish
     from .records.history import TrimHistory as TrimHistory
-    from .surgery import drop_layers as drop_layers
+    from .surgery.drop import drop_layers as drop_layers
     from .trainer import TrimTrainer as TrimTrainer
     from .verification import verify_checkpoint as verify_checkpoint
 

@@ -25,7 +25,8 @@ from .records.history import TrimHistory
 from .rollback import QualityFloor
 from .saving import save_adapted
 from .staging import PUBLISHED
-from .surgery import LayerBackup, drop_layers
+from .surgery.backup import LayerBackup
+from .surgery.drop import drop_layers
 from .verification import verify_checkpoint, verify_tensors
 
 logger = logging.getLogger(__name__)

@@ -86,7 +86,7 @@ def drop(arguments: list[str]) -> int:
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     options = parser.parse_args(arguments)
     from .one_shot import drop_from_checkpoint, parse_layers
-    from .surgery import SurgeryError
+    from .surgery.drop import SurgeryError
     from .verification import VerificationError
 
     quiet_libraries()

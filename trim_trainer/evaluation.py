@@ -14,7 +14,7 @@ from .data.metrics import choose_metric, macro_f1, majority_accuracy, measure, p
 from .records.measurement import Measurement
 from .scan import Layout, score_choices
 from .speed import device_name, measure_tokens_per_second
-from .surgery import is_quantized
+from .surgery.drop import is_quantized
 
 
 @dataclass(frozen=True)

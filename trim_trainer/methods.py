@@ -13,7 +13,7 @@ from .data.metrics import choose_metric, scored_by
 from .freezing import choose_trained_layers, freeze_all_but
 from .importance import LayerScores, Settings, calibrate, choose_layers
 from .scan import choose_layout
-from .surgery import drop_layers
+from .surgery.drop import drop_layers
 from .trainer import TrimTrainer
 
 

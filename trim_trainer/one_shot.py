@@ -19,7 +19,7 @@ from transformers.utils import cached_file
 from .architectures.configs import num_layers
 from .architectures.droppable import trimmed_fields
 from .architectures.runtimes import runtime_caveats
-from .surgery import check_layers, drop_layers
+from .surgery.drop import check_layers, drop_layers
 from .verification import verify_checkpoint
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")

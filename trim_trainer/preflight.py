@@ -18,7 +18,7 @@ from .config import TrimConfig
 from .data.splits import CalibrationError, check_choices, check_disjoint, draw_rows, example_key, hold_out
 from .records.files import HISTORY_NAME
 from .schedule import resolve_target
-from .surgery import check_layers, is_quantized
+from .surgery.drop import check_layers, is_quantized
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .freezing import sync_optimizer
 from .records.history import TrimHistory
-from .surgery import LayerBackup
+from .surgery.backup import LayerBackup
+from .surgery.optimizer import sync_optimizer
 
 LAST_GOOD_NAME = "last_good.pt"
 

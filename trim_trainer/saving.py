@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from .records.files import ADAPTER_DIR
 from .scan import plain_forward
-from .surgery import is_quantized
+from .surgery.drop import is_quantized
 from .verification import verify_checkpoint
 
 

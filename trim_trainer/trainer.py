@@ -24,8 +24,7 @@ from .data.metrics import choose_metric, measure, scored_by
 from .data.tokens import draw_examples, tokenize_examples
 from .distillation import Teacher
 from .evaluation import measure_model
-from .freezing import choose_trained_layers, freeze_all_but, sync_optimizer
-from .full_depth import full_depth_twin
+from .freezing import choose_trained_layers, freeze_all_but
 from .importance import CriterionLike, LayerScores, Settings, calibrate, choose_layers, criterion_name
 from .preflight import check_compensated_settings, check_distillation, check_model, check_output_dir, split_calibration
 from .processes import from_main
@@ -36,9 +35,11 @@ from .scan import Layout, choose_layout, score_choices
 from .schedule import TrimSchedule, plan_schedule
 from .scored_positions import scored_positions_only, scores_every_position
 from .speed import measure_in_turns, measure_tokens_per_second
-from .surgery import is_quantized
-from .wrapping import rewrap
-from .zero import rebuild_engine
+from .surgery.drop import is_quantized
+from .surgery.full_depth import full_depth_twin
+from .surgery.optimizer import sync_optimizer
+from .surgery.wrapping import rewrap
+from .surgery.zero import rebuild_engine
 
 logger = logging.getLogger(__name__)
 

@@ -5,10 +5,10 @@ from typing import Any
 from accelerate.utils import is_peft_model
 from torch import nn
 
-from .architectures.errors import LayerConstraintError
-from .architectures.fields import renumber
-from .architectures.kept import Kept
-from .architectures.module_names import renumber_names
+from ..architectures.errors import LayerConstraintError
+from ..architectures.fields import renumber
+from ..architectures.kept import Kept
+from ..architectures.module_names import renumber_names
 
 # Fields that hold module names, or rules by module name.
 _NAMES = ("rank_pattern", "alpha_pattern", "target_modules", "exclude_modules", "modules_to_save", "target_parameters")

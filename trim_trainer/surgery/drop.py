@@ -1,6 +1,5 @@
-"""The only code that changes a model's layers or config."""
+"""The only code that changes a model's layers or config: rehearsed on a model without weights, then done."""
 
-import copy
 import operator
 from collections.abc import Iterable
 
@@ -9,15 +8,15 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from ..architectures.configs import text_config
+from ..architectures.droppable import trimmed_fields
+from ..architectures.errors import LayerConstraintError
+from ..architectures.kept import Kept, name_layers
+from ..architectures.modules import find_stacks
+from ..architectures.rewriting import stale_fields
+from ..architectures.table import find_architecture
 from .adapters import trimmed_adapters
-from .architectures.configs import text_config
-from .architectures.droppable import trimmed_fields
-from .architectures.errors import LayerConstraintError
-from .architectures.kept import Kept, name_layers
-from .architectures.modules import find_stacks
-from .architectures.rewriting import stale_fields
-from .architectures.table import find_architecture
-from .blueprint import LAYER_NUMBERS, TORCH_STATE, adopt_constants, build, differing_constants, is_plain, tensor_shapes
+from .blueprint import LAYER_NUMBERS, adopt_constants, build, differing_constants, tensor_shapes
 
 
 class SurgeryError(RuntimeError):
@@ -163,55 +162,3 @@ def _compare_shapes(one: nn.Module, other: nn.Module, what: str) -> None:
     if differing:
         names = ", ".join(differing[:5]) + (" …" if len(differing) > 5 else "")
         raise SurgeryError(f"{what} ({other.config.model_type!r}): {names}. Nothing was changed.")
-
-
-class LayerBackup:
-    """The modules, constants and configs of a model as they are now, to bring them back after later drops.
-
-    Holds references to modules and parameters, so it costs no memory until layers are dropped. Values of parameters are
-    not copied: that is the caller's part.
-    """
-
-    def __init__(self, model: PreTrainedModel):
-        self._modules = {module: _copy_settings(module) for module in model.modules()}
-        self._configs: dict[int, tuple[PretrainedConfig, dict]] = {}
-        self._adapters = [
-            (config, copy.deepcopy(vars(config))) for config in getattr(model, "peft_config", {}).values()
-        ]
-        for module in self._modules:
-            for value in vars(module).values():
-                self._keep_config(value)
-
-    def restore(self) -> None:
-        """Put the modules, constants and configs back, in place."""
-        for module, (children, settings) in self._modules.items():
-            for name, entries in children.items():
-                vars(module)[name].clear()
-                vars(module)[name].update(entries)
-            for name in _copy_settings(module)[1].keys() - settings.keys():
-                del vars(module)[name]
-            vars(module).update(copy.deepcopy(settings))
-        for config, fields in self._configs.values():
-            config.__dict__.clear()
-            config.__dict__.update(_copy_fields(fields))
-        for config, fields in self._adapters:
-            vars(config).clear()
-            vars(config).update(copy.deepcopy(fields))
-
-    def _keep_config(self, config) -> None:
-        if isinstance(config, PretrainedConfig) and id(config) not in self._configs:
-            self._configs[id(config)] = (config, _copy_fields(config.__dict__))
-            for part in config.__dict__.values():
-                self._keep_config(part)
-
-
-def _copy_settings(module: nn.Module) -> tuple[dict[str, dict], dict]:
-    """What a module holds (children, parameters, buffers) by reference, and its plain attributes by value."""
-    children = {name: dict(vars(module)[name]) for name in ("_modules", "_parameters", "_buffers")}
-    settings = {name: value for name, value in vars(module).items() if is_plain(value) and name not in TORCH_STATE}
-    return children, copy.deepcopy(settings)
-
-
-def _copy_fields(fields: dict) -> dict:
-    """The fields of a config by value, except the configs inside it."""
-    return {k: v if isinstance(v, PretrainedConfig) else copy.deepcopy(v) for k, v in fields.items()}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from .architectures.modules import find_stacks
+from ..architectures.modules import find_stacks
 from .blueprint import build, tensor_shapes
 
 
