@@ -20,7 +20,7 @@ from huggingface_hub.utils import _http
 from transformers import AutoModelForCausalLM
 
 from trim_trainer import TrimConfig, TrimTrainer, cli
-from trim_trainer.publish import PublishError
+from trim_trainer.hub.publishing import PublishError
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import transformers
 import zoo
 from sweep import NAMES, check
 
-from trim_trainer.surgery import drop
 from trim_trainer.architectures.fields import FIELDS
 from trim_trainer.architectures.table import ARCHITECTURES, Architecture
+from trim_trainer.surgery import drop
 from trim_trainer.surgery.drop import SurgeryError
 
 CASES = [(kind, name) for kind, names in NAMES.items() for name in names if name not in zoo.UNBUILT]

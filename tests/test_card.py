@@ -6,7 +6,8 @@ import pytest
 import yaml
 from test_ground import make_history
 
-from trim_trainer.card import render_card, write_card
+from trim_trainer.card_files import write_card
+from trim_trainer.hub.card import render_card
 from trim_trainer.records.facts import CardFacts
 from trim_trainer.records.history import TrimHistory
 from trim_trainer.records.measurement import Measurement

@@ -14,8 +14,8 @@ from hub.git_objects import Blob
 from publishing import IDS, command, compare_elsewhere, load_elsewhere, make_trainer, train_and_push
 from transformers import AutoModelForCausalLM
 
-from trim_trainer.card import BEGIN, END
-from trim_trainer.staging import StagingError, check_text, stage
+from trim_trainer.hub.card import BEGIN, END
+from trim_trainer.hub.staging import StagingError, check_text, stage
 
 REPO = "me/tiny-trimmed"
 

@@ -13,7 +13,7 @@ _PUBLIC = {
     "TrimTrainer": "trainer",
     "drop_layers": "surgery.drop",
     "droppable_layers": "architectures.droppable",
-    "publish": "publish",
+    "publish": "hub.publishing",
     "score_layers": "importance",
     "verify_checkpoint": "verification",
 }
@@ -23,9 +23,9 @@ __all__ = sorted(_PUBLIC)
 if TYPE_CHECKING:
     from .architectures.droppable import droppable_layers as droppable_layers
     from .config import TrimConfig as TrimConfig
+    from .hub.publishing import publish as publish
     from .importance import CRITERIA as CRITERIA
     from .importance import score_layers as score_layers
-    from .publish import publish as publish
     from .records.history import TrimHistory as TrimHistory
     from .surgery.drop import drop_layers as drop_layers
     from .trainer import TrimTrainer as TrimTrainer

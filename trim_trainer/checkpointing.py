@@ -18,13 +18,13 @@ from transformers.utils import PushInProgress
 from trl import SFTTrainer
 
 from .architectures.modules import find_layers
-from .card import collect_facts, write_card
+from .card_files import collect_facts, write_card
 from .distillation import Teacher
-from .publish import failed_pushes, publish
+from .hub.publishing import failed_pushes, publish
+from .hub.staging import PUBLISHED
 from .records.history import TrimHistory
 from .rollback import QualityFloor
 from .saving import save_adapted
-from .staging import PUBLISHED
 from .surgery.backup import LayerBackup
 from .surgery.drop import drop_layers
 from .verification import verify_checkpoint, verify_tensors

@@ -53,8 +53,8 @@ def train(arguments: list[str]) -> int:
 
 def save(trainer) -> int:
     """Save the result, publish it if the recipe says so, and return the exit status."""
-    from .publish import PublishError
-    from .staging import StagingError
+    from .hub.publishing import PublishError
+    from .hub.staging import StagingError
 
     failure = None
     try:
@@ -257,9 +257,9 @@ def publish(arguments: list[str]) -> int:
     parser.add_argument("--private", action=argparse.BooleanOptionalAction, help="default: that of the account")
     parser.add_argument("--commit-message", help="of each commit")
     options = parser.parse_args(arguments)
-    from .publish import PublishError
-    from .publish import publish as to_hub
-    from .staging import StagingError
+    from .hub.publishing import PublishError
+    from .hub.publishing import publish as to_hub
+    from .hub.staging import StagingError
 
     quiet_libraries()
     try:

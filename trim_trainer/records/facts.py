@@ -18,6 +18,7 @@ class CardFacts:
     base_model: str | None = None
     license: str | None = None
     dataset_name: str | None = None
+    paper: str | None = None  # where the criterion comes from
     caveats: tuple[str, ...] = ()  # runtimes that would compute something else
 
     @classmethod

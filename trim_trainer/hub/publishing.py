@@ -17,9 +17,9 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash
 
+from ..records.facts import CardFacts
+from ..records.files import CARD_NAME
 from .card import Member, merge_cards, render_card
-from .records.facts import CardFacts
-from .records.files import CARD_NAME
 from .staging import Staged, StagingError, as_bytes, check_text, sha256, stage
 
 logger = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from huggingface_hub.utils import filter_repo_objects
 from huggingface_hub.utils.sha import sha_fileobj
 from safetensors import SafetensorError, safe_open
 
-from .records.files import ADAPTER_DIR, DEPTH_DIR, HISTORY_NAME, RECIPE_NAME
-from .records.history import TrimHistory
-from .records.settings import read_settings, without_local_paths
+from ..records.files import ADAPTER_DIR, DEPTH_DIR, HISTORY_NAME, RECIPE_NAME
+from ..records.history import TrimHistory
+from ..records.settings import read_settings, without_local_paths
 
 # Nothing else leaves the machine: no training arguments, optimizer, random states, logs or checkpoints.
 PUBLISHED = [

@@ -1,29 +1,21 @@
-"""History and measurements -> model card, recipe and plots. What was not measured is not printed."""
+"""History and measurements -> model card. What was not measured is not printed."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import jinja2
 import yaml
 from huggingface_hub import EvalResult, ModelCardData, RepoCard
-from trl.trainer.utils import get_config_model_id
 
-from . import __version__
-from .architectures.runtimes import runtime_caveats
-from .importance import CRITERIA
-from .records.facts import CardFacts
-from .records.files import CARD_NAME, IMPORTANCE_PLOT, METRIC_PLOT, RECIPE_NAME
-from .records.history import TrimHistory
-from .records.measurement import Measurement
-from .records.plots import plot_importance, plot_metric
-from .records.settings import changed_settings
-from .records.statistics import wilson_interval
+from ..records.facts import CardFacts
+from ..records.files import IMPORTANCE_PLOT, METRIC_PLOT
+from ..records.history import TrimHistory
+from ..records.measurement import Measurement
+from ..records.statistics import wilson_interval
 
 # Between these marks a card is generated; outside of them it belongs to people.
 BEGIN, END = "<!-- trim-trainer: generated from here -->", "<!-- trim-trainer: generated to here -->"
-VERSIONED = ("trl", "transformers", "torch", "datasets", "accelerate")
 
 
 @dataclass(frozen=True)
@@ -34,37 +26,6 @@ class Member:
     measured: Measurement | None
     depth: int
     num_weight_bytes: int
-
-
-def collect_facts(trainer, model_name: str | None = None, dataset_name: str | None = None, tags=None) -> CardFacts:
-    """Take the facts of the card from a trainer; `recipe` entries come before what the model's config knows."""
-    recipe = dict(trainer.recipe or changed_settings(trainer.args))
-    source = get_config_model_id(trainer.model.config)
-    tags = [tags] if isinstance(tags, str) else list(tags or ())
-    dataset = trainer.train_dataset
-    return CardFacts(
-        model_name=model_name or (trainer.hub_model_id or trainer.args.output_dir).rstrip("/").split("/")[-1],
-        num_train_examples=len(dataset) if hasattr(dataset, "__len__") else None,
-        recipe=recipe,
-        versions={"trim_trainer": __version__} | {name: metadata.version(name) for name in VERSIONED},
-        tags=tuple(dict.fromkeys(["trl", "sft", "trim-trainer", "trimmed", *tags])),
-        base_model=recipe.get("base_model") or (source if source and _is_hub_id(source) else None),
-        license=recipe.get("license"),
-        dataset_name=dataset_name or recipe.get("dataset_name"),
-        caveats=tuple(runtime_caveats(trainer.model.config)),
-    )
-
-
-def write_card(directory: str | Path, history: TrimHistory, facts: CardFacts) -> None:
-    """Write `README.md`, `recipe.yaml` and the plots into `directory`."""
-    folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / RECIPE_NAME).write_text(yaml.safe_dump(facts.recipe, sort_keys=False), encoding="utf-8")
-    if history.rounds:
-        plot_importance(history, folder / IMPORTANCE_PLOT)
-    if history.drops:
-        plot_metric(history, folder / METRIC_PLOT)
-    (folder / CARD_NAME).write_text(render_card(history, facts), encoding="utf-8")
 
 
 def render_card(
@@ -84,7 +45,7 @@ def render_card(
         family: All depths that the repository holds.
     """
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("trim_trainer"), undefined=jinja2.StrictUndefined, trim_blocks=True,
+        loader=jinja2.PackageLoader("trim_trainer.hub"), undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters["percent"] = lambda value: f"{100 * value:.1f} %"
@@ -102,7 +63,6 @@ def render_card(
         recipe=yaml.safe_dump(facts.recipe, sort_keys=False),
         importance_plot=IMPORTANCE_PLOT if history.rounds else None,
         metric_plot=METRIC_PLOT if history.drops else None,
-        paper=CRITERIA[history.importance].paper if history.importance in CRITERIA else None,
     )
 
 
@@ -135,7 +95,7 @@ def merge_cards(existing: str | None, generated: str) -> str:
 
 def card_metadata(history: TrimHistory, facts: CardFacts) -> ModelCardData:
     """Return the YAML head, by the Hub's rules for each field."""
-    datasets = [facts.dataset_name] if facts.dataset_name and _is_hub_id(facts.dataset_name) else None
+    datasets = [facts.dataset_name] if facts.dataset_name and is_hub_id(facts.dataset_name) else None
     measured = _measured_now(history)
     results = list(_eval_results(measured, facts)) if measured else None
     return ModelCardData(
@@ -170,5 +130,6 @@ def _eval_results(measured: Measurement, facts: CardFacts) -> Iterable[EvalResul
     )
 
 
-def _is_hub_id(name: str) -> bool:
+def is_hub_id(name: str) -> bool:
+    """Whether a name is one of the Hub, such as `me/model`, and not a folder here."""
     return name.count("/") == 1 and ":" not in name and not name.startswith(".") and not Path(name).exists()
