@@ -13,9 +13,9 @@ from pathlib import Path
 
 from trim_trainer.cli import quiet_libraries
 from trim_trainer.data.tokens import tokenize_examples
-from trim_trainer.evaluation import measure_model
 from trim_trainer.recipe import build_trainer, load_splits, parse_recipe
-from trim_trainer.scan import choose_layout
+from trim_trainer.scoring.measuring import measure_model
+from trim_trainer.scoring.trial import choose_layout
 
 RECIPE = str(Path(__file__).parent.parent / "recipes" / "quickstart.yaml")
 # Full depth is the baseline to beat, so its learning rate is tuned too. All of its parameters train.

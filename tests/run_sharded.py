@@ -14,7 +14,8 @@ from trim_trainer import drop_layers
 from trim_trainer.architectures.modules import find_layers
 from trim_trainer.data.examples import ScoredExample
 from trim_trainer.freezing import freeze_all_but
-from trim_trainer.scan import choose_layout, scan_layers
+from trim_trainer.scoring.scan import scan_layers
+from trim_trainer.scoring.trial import choose_layout
 from trim_trainer.surgery.optimizer import sync_optimizer
 from trim_trainer.surgery.wrapping import forget_dropped
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import CONFIGS
 
-from trim_trainer import speed
 from trim_trainer.architectures.modules import find_layers
+from trim_trainer.scoring import speed
 from trim_trainer.surgery.drop import drop_layers
 from trim_trainer.surgery.full_depth import full_depth_twin
 

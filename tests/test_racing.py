@@ -9,7 +9,8 @@ from trim_trainer.data.metrics import measure
 from trim_trainer.data.tokens import tokenize_examples
 from trim_trainer.importance import Settings, calibrate, choose_layers
 from trim_trainer.racing import example_harms, race, stage_ends, survivors, t_quantile
-from trim_trainer.scan import LayerScan, choose_layout
+from trim_trainer.scoring.scan import LayerScan
+from trim_trainer.scoring.trial import choose_layout
 
 
 def fake_scan(harms, examples, counted):

@@ -11,10 +11,12 @@ from torch.testing import assert_close
 from trim_trainer import drop_layers, droppable_layers
 from trim_trainer.architectures.errors import UnsupportedArchitectureError
 from trim_trainer.architectures.modules import find_layers
-from trim_trainer.batches import make_batches
 from trim_trainer.data.examples import ScoredExample
 from trim_trainer.data.metrics import measure
-from trim_trainer.scan import ONE_BY_ONE, PLAIN, Layout, choose_layout, scan_layers, score_choices
+from trim_trainer.scoring.batches import make_batches
+from trim_trainer.scoring.layout import ONE_BY_ONE, PLAIN, Layout
+from trim_trainer.scoring.scan import scan_layers, score_choices
+from trim_trainer.scoring.trial import choose_layout
 
 UNPACKED, PACKED = Layout(False, True), Layout(True, True)
 
@@ -165,7 +167,7 @@ def test_rows_that_examples_share_stay_within_the_budget(tiny_model):
 def test_few_logits_at_a_time_change_nothing(layout, tiny_model, monkeypatch):
     model, examples = tiny_model(), draw_examples(5)
     expected = scan_layers(model, examples, layout)
-    monkeypatch.setattr("trim_trainer.scan.MAX_LOGITS", 7 * 96)  # seven positions of a vocabulary of 96
+    monkeypatch.setattr("trim_trainer.scoring.scan.MAX_LOGITS", 7 * 96)  # seven positions of a vocabulary of 96
     assert_close(scan_layers(model, examples, layout).log_probs, expected.log_probs, atol=1e-4, rtol=1e-5)
 
 

@@ -11,7 +11,9 @@ from trim_trainer import drop_layers, verify_checkpoint
 from trim_trainer.data.metrics import measure
 from trim_trainer.data.quickstart import draw_icd10_examples, prepare_smollm2
 from trim_trainer.data.tokens import tokenize_examples
-from trim_trainer.scan import Layout, choose_layout, scan_layers, score_choices
+from trim_trainer.scoring.layout import Layout
+from trim_trainer.scoring.scan import scan_layers, score_choices
+from trim_trainer.scoring.trial import choose_layout
 
 pytestmark = pytest.mark.slow
 

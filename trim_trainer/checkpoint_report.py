@@ -9,11 +9,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .architectures.modules import find_layers
 from .data.quickstart import resolve_source
-from .evaluation import Quality, measure_quality
 from .harness import lm_eval_accuracy
 from .isolation import run_alone
-from .scan import choose_layout
-from .speed import device_name, measure_prefill_tokens_per_second, measure_tokens_per_second, peak_memory_bytes
+from .records.measurement import Quality
+from .scoring.quality import measure_quality
+from .scoring.speed import device_name, measure_prefill_tokens_per_second, measure_tokens_per_second, peak_memory_bytes
+from .scoring.trial import choose_layout
 from .tasks import Task
 
 

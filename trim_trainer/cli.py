@@ -277,7 +277,7 @@ def publish(arguments: list[str]) -> int:
 
 def describe_device(trainer) -> str:
     """The device that the run uses, in words."""
-    from .speed import device_name
+    from .scoring.speed import device_name
 
     return device_name(trainer.model.device)
 

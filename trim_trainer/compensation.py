@@ -13,11 +13,11 @@ from transformers.pytorch_utils import Conv1D
 
 from .architectures.errors import UnsupportedArchitectureError
 from .architectures.modules import find_layers
-from .batches import make_batches
 from .criteria import no_logits
 from .data.examples import ScoredExample
-from .processes import from_main, share, sum_over_processes
-from .scan import hidden_of, plain_forward
+from .scoring.batches import make_batches
+from .scoring.hooks import hidden_of, plain_forward
+from .scoring.processes import from_main, share, sum_over_processes
 
 logger = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ from transformers import PreTrainedModel
 
 from .architectures.errors import UnsupportedArchitectureError
 from .architectures.modules import find_layers
-from .batches import Batch, make_batches
 from .data.examples import ScoredExample
 from .data.metrics import scored_by
-from .processes import share, sum_over_processes
-from .scan import hidden_of
+from .scoring.batches import Batch, make_batches
+from .scoring.hooks import hidden_of
+from .scoring.processes import share, sum_over_processes
 
 
 @torch.no_grad()

@@ -15,7 +15,9 @@ from .data.examples import ScoredExample
 from .data.metrics import choose_metric, measure, scored_by
 from .data.tokens import tokenize_examples
 from .racing import Race, race
-from .scan import LayerScan, Layout, choose_layout, scan_layers, score_choices
+from .scoring.layout import Layout
+from .scoring.scan import LayerScan, scan_layers, score_choices
+from .scoring.trial import choose_layout
 
 TRIMLLM = "https://huggingface.co/papers/2412.11242"
 

@@ -15,7 +15,7 @@ from .data.sources import load_source
 from .data.tokens import tokenize_examples
 from .importance import Settings, calibrate, find_criterion
 from .records.plots import plot_layers
-from .scan import choose_layout
+from .scoring.trial import choose_layout
 
 REPORT_NAME, REPORT_PLOT = "layer_scores.json", "layer_scores.png"
 

@@ -12,7 +12,7 @@ from .architectures.droppable import droppable_layers
 from .data.metrics import choose_metric, scored_by
 from .freezing import choose_trained_layers, freeze_all_but
 from .importance import LayerScores, Settings, calibrate, choose_layers
-from .scan import choose_layout
+from .scoring.trial import choose_layout
 from .surgery.drop import drop_layers
 from .trainer import TrimTrainer
 

@@ -14,7 +14,7 @@ import torch
 
 from .data.examples import IGNORED, ScoredExample
 from .data.metrics import predict
-from .scan import LayerScan
+from .scoring.scan import LayerScan
 
 # Examples of the first stage, at least: fewer say nothing about the spread.
 MIN_STAGE = 8

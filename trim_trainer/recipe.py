@@ -18,7 +18,7 @@ from .data.quickstart import resolve_source
 from .data.sources import load_source
 from .importance import find_criterion
 from .records.settings import changed_settings, read_settings
-from .scan import score_choices
+from .scoring.scan import score_choices
 from .trainer import TrimTrainer
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .records.files import ADAPTER_DIR
-from .scan import plain_forward
+from .scoring.hooks import plain_forward
 from .surgery.drop import is_quantized
 from .verification import verify_checkpoint
 

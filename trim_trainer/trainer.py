@@ -23,18 +23,20 @@ from .data.examples import ScoredExample
 from .data.metrics import choose_metric, measure, scored_by
 from .data.tokens import draw_examples, tokenize_examples
 from .distillation import Teacher
-from .evaluation import measure_model
 from .freezing import choose_trained_layers, freeze_all_but
 from .importance import CriterionLike, LayerScores, Settings, calibrate, choose_layers, criterion_name
 from .preflight import check_compensated_settings, check_distillation, check_model, check_output_dir, split_calibration
-from .processes import from_main
 from .records.history import Round, TrimHistory
 from .reports import log_drop
 from .rollback import QualityFloor
-from .scan import Layout, choose_layout, score_choices
 from .schedule import TrimSchedule, plan_schedule
-from .scored_positions import scored_positions_only, scores_every_position
-from .speed import measure_in_turns, measure_tokens_per_second
+from .scoring.layout import Layout
+from .scoring.measuring import measure_model
+from .scoring.processes import from_main
+from .scoring.scan import score_choices
+from .scoring.scored_positions import scored_positions_only, scores_every_position
+from .scoring.speed import measure_in_turns, measure_tokens_per_second
+from .scoring.trial import choose_layout
 from .surgery.drop import is_quantized
 from .surgery.full_depth import full_depth_twin
 from .surgery.optimizer import sync_optimizer

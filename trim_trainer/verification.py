@@ -7,7 +7,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from .architectures.configs import text_config
-from .scan import plain_forward
+from .scoring.hooks import plain_forward
 
 # Endings of the config fields that hold a token's number.
 SPECIAL_TOKENS = ("_token_id", "_token_index")

@@ -8,8 +8,8 @@ import torch
 from transformers import PreTrainedModel
 from trl.data_utils import common_prefix_length
 
-from .architectures.configs import text_config
-from .data.examples import IGNORED, ScoredExample
+from ..architectures.configs import text_config
+from ..data.examples import IGNORED, ScoredExample
 
 # Tokens of a pass: bounds memory whatever the size of the calibration set. A CPU's caches hold no more than the second:
 # SmolLM2-135M scores 2.2 times as fast with 4096 tokens as with 16384.

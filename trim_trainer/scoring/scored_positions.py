@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .data.examples import IGNORED
+from ..data.examples import IGNORED
 
 
 @contextmanager

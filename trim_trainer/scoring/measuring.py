@@ -1,65 +1,19 @@
-"""Measured facts about a model: how good it is, with n, how fast, on which device."""
+"""Measured facts about a model as it is now: size, quality, speed, device."""
 
-import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import torch
 from transformers import PreTrainedModel
 from transformers.utils import is_peft_available
 
-from .architectures.modules import find_layers
-from .data.examples import IGNORED, ScoredExample
-from .data.metrics import choose_metric, macro_f1, majority_accuracy, measure, predict
-from .records.measurement import Measurement
-from .scan import Layout, score_choices
+from ..architectures.modules import find_layers
+from ..data.examples import ScoredExample
+from ..records.measurement import Measurement
+from ..surgery.drop import is_quantized
+from .layout import Layout
+from .quality import measure_quality
 from .speed import device_name, measure_tokens_per_second
-from .surgery.drop import is_quantized
-
-
-@dataclass(frozen=True)
-class Quality:
-    """What a model does on an evaluation set. None means that it does not apply."""
-
-    num_examples: int
-    num_tokens: int  # that the loss is the mean of
-    loss: float  # mean negative log-likelihood of the scored tokens of the right choices, nats
-    accuracy: float | None = None
-    majority_accuracy: float | None = None  # of the most frequent right answer, or place of it
-    macro_f1: float | None = None  # where every example has the same choices
-
-    @property
-    def perplexity(self) -> float:
-        """Of the scored tokens."""
-        return math.exp(min(self.loss, 700))
-
-
-def measure_quality(
-    model: PreTrainedModel,
-    examples: list[ScoredExample],
-    layout: Layout | None,
-    batch_tokens: int | None = None,
-) -> Quality:
-    """Score every choice of every example.
-
-    Args:
-        model: A causal LM.
-        examples: The evaluation set.
-        layout: From `choose_layout`.
-        batch_tokens: Of one pass, at most.
-    """
-    log_probs = score_choices(model, examples, layout, batch_tokens)
-    labels = (label for example in examples for label in example.choice_labels[example.answer])
-    facts = {
-        "num_examples": len(examples),
-        "num_tokens": sum(label != IGNORED for label in labels),
-        "loss": measure(log_probs, examples, "loss").item(),
-    }
-    if choose_metric(None, examples) == "accuracy":
-        facts["accuracy"] = measure(log_probs, examples, "accuracy").item()
-        facts["majority_accuracy"] = majority_accuracy(examples)
-        facts["macro_f1"] = macro_f1(predict(log_probs, examples).tolist(), examples)
-    return Quality(**facts)
 
 
 def measure_model(

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from transformers import PreTrainedModel
 
-from .scan import plain_forward
+from .hooks import plain_forward
 
 # Greedy decoding that is timed: long enough to drown the first token, short enough to run at each drop.
 NUM_TIMED_TOKENS = 16

@@ -1,0 +1,109 @@
+"""What hangs on a model's layers while it is scored: a candidate that skips a layer, norms on the way."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..architectures.modules import find_layers
+from ..architectures.table import find_architecture
+from .batches import Batch
+
+
+@contextmanager
+def stagger(stack: nn.ModuleList, candidates: list[int], batch: Batch) -> Iterator[None]:
+    """Let each candidate join the batch behind the layer that it skips."""
+    num_rows = batch.shape[0]
+    before = {}  # candidate -> hidden state in front of the skipped layer, (rows, seq, hidden)
+
+    def widen(value, copies):
+        if isinstance(value, torch.Tensor) and value.ndim > 1 and value.shape[0] == num_rows:
+            return value.repeat(copies, *[1] * (value.ndim - 1))
+        if isinstance(value, tuple):
+            return tuple(widen(entry, copies) for entry in value)
+        return value
+
+    def enter(number):
+        def hook(layer, args, kwargs):
+            hidden, *others = args
+            if number in candidates:
+                before[number] = hidden[:num_rows]
+            copies = len(hidden) // num_rows
+            return (hidden, *(widen(other, copies) for other in others)), {
+                name: widen(value, copies) for name, value in kwargs.items()
+            }
+
+        return hook
+
+    def leave(number):
+        def hook(layer, args, kwargs, output):
+            return _replace_hidden(output, torch.cat([hidden_of(output), before.pop(number)]))
+
+        return hook
+
+    with ExitStack() as hooks:
+        for number, layer in enumerate(stack):
+            if candidates:
+                hooks.callback(layer.register_forward_pre_hook(enter(number), with_kwargs=True).remove)
+            if number in candidates:
+                hooks.callback(layer.register_forward_hook(leave(number), with_kwargs=True).remove)
+        yield
+
+
+@contextmanager
+def record_squares(stack: nn.ModuleList, batch: Batch) -> Iterator[list[torch.Tensor]]:
+    """Collect, per layer, (counted,): the squared norm of its output at each token; NaN where it has another shape."""
+    squares = []
+
+    def hook(layer, args, output):
+        hidden = hidden_of(output)
+        if isinstance(hidden, torch.Tensor) and hidden.shape[1:2] == batch.shape[1:] and hidden.ndim == 3:
+            of_tokens = hidden[: batch.shape[0]].float().square().sum(-1)  # (rows, seq)
+            squares.append(of_tokens[batch.counted_rows, batch.counted_positions] * batch.counts)
+        else:
+            squares.append(torch.full(batch.counts.shape, torch.nan))
+
+    with ExitStack() as hooks:
+        for layer in stack:
+            hooks.callback(layer.register_forward_hook(hook).remove)
+        yield squares
+
+
+@contextmanager
+def skip_layer(model: PreTrainedModel, number: int) -> Iterator[None]:
+    """Make a layer hand on what it is given: the hidden state, and the state beside it where the model type has one."""
+    num_carried = find_architecture(model.config).num_carried
+
+    def hook(layer, args, output):
+        carried = args[: 1 + num_carried]
+        if isinstance(output, tuple | list):
+            return type(output)((*carried, *output[1 + num_carried :]))
+        return carried[0]
+
+    handle = find_layers(model)[number].register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def hidden_of(output) -> torch.Tensor:
+    """The hidden state among what a layer returns."""
+    return output[0] if isinstance(output, tuple | list) else output
+
+
+def _replace_hidden(output, hidden):
+    return type(output)((hidden, *output[1:])) if isinstance(output, tuple | list) else hidden
+
+
+@contextmanager
+def plain_forward(model: PreTrainedModel) -> Iterator[None]:
+    """Undo what a trainer hung on `model.forward` (autocast, a fused head): the model as `from_pretrained` gives it."""
+    wrapped = model.__dict__.pop("forward", None)
+    try:
+        yield
+    finally:
+        if wrapped is not None:
+            model.forward = wrapped

@@ -1,0 +1,37 @@
+"""How good a model is on examples, with n."""
+
+from transformers import PreTrainedModel
+
+from ..data.examples import IGNORED, ScoredExample
+from ..data.metrics import choose_metric, macro_f1, majority_accuracy, measure, predict
+from ..records.measurement import Quality
+from .layout import Layout
+from .scan import score_choices
+
+
+def measure_quality(
+    model: PreTrainedModel,
+    examples: list[ScoredExample],
+    layout: Layout | None,
+    batch_tokens: int | None = None,
+) -> Quality:
+    """Score every choice of every example.
+
+    Args:
+        model: A causal LM.
+        examples: The evaluation set.
+        layout: From `choose_layout`.
+        batch_tokens: Of one pass, at most.
+    """
+    log_probs = score_choices(model, examples, layout, batch_tokens)
+    labels = (label for example in examples for label in example.choice_labels[example.answer])
+    facts = {
+        "num_examples": len(examples),
+        "num_tokens": sum(label != IGNORED for label in labels),
+        "loss": measure(log_probs, examples, "loss").item(),
+    }
+    if choose_metric(None, examples) == "accuracy":
+        facts["accuracy"] = measure(log_probs, examples, "accuracy").item()
+        facts["majority_accuracy"] = majority_accuracy(examples)
+        facts["macro_f1"] = macro_f1(predict(log_probs, examples).tolist(), examples)
+    return Quality(**facts)

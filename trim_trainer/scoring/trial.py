@@ -1,0 +1,86 @@
+"""The fastest layout that is exact for a model, found by trying."""
+
+import logging
+import math
+from dataclasses import replace
+
+import torch
+from transformers import PreTrainedModel
+
+from ..architectures.configs import text_config
+from ..architectures.errors import UnsupportedArchitectureError
+from ..architectures.modules import find_layers
+from ..data.examples import ScoredExample
+from .layout import LAYOUTS, ONE_BY_ONE, Layout
+from .scan import scan_layers
+
+logger = logging.getLogger(__name__)
+ROUNDING = 2e-5  # share of a log-probability that differs between batch shapes in single precision
+MANY_LAYERS, NUM_LAYERS_TRIED, NUM_CHOICES_TRIED = 8, 4, 2  # by `choose_layout`
+MISFITS = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError)
+
+
+def choose_layout(model: PreTrainedModel, examples: list[ScoredExample]) -> Layout:
+    """Find the fastest layout that is exact for this model, by trying it on the longest and the shortest example.
+
+    The scores of the model's own forward pass, one choice at a time without padding and one pass per layer, are the
+    truth, for two choices of both and, in a model of many layers, some of each kind. A state that layers hand to each
+    other, recurrence over a packed row, or a top-k that padding disturbs make a faster layout inexact or impossible; then
+    the next slower one is taken, and logged.
+
+    Raises:
+        UnsupportedArchitectureError: not even plain passes are possible.
+    """
+    layers = _layers_to_try(model)
+    by_length = sorted(examples, key=lambda example: example.num_tokens)
+    tried = [_first_choices(example) for example in (by_length[-1], by_length[0])]
+    with torch.autocast(next(model.parameters()).device.type, enabled=False):
+        try:
+            truth = scan_layers(model, tried, ONE_BY_ONE, candidates=layers, is_shared=False).log_probs
+        except MISFITS as error:
+            raise UnsupportedArchitectureError(
+                f"Layers of {type(model).__name__} cannot be left out one at a time ({type(error).__name__}: {error}). "
+                "Choose them yourself and call `drop_layers`."
+            ) from error
+        num_scored = max(len(ids) for ids in tried[0].choice_ids)
+        # Rounding of 16-bit weights differs between batch shapes; a wrong mask or state is off by whole nats.
+        tolerance = num_scored * (1e-4 if model.dtype == torch.float32 else 5e-2)
+        for layout in LAYOUTS:
+            problem = _misfit(model, tried, layout, layers, truth, tolerance)
+            if problem is None:
+                return layout
+            logger.info("%s does not fit this model (%s), trying the next slower layout.", layout, problem)
+    logger.warning(
+        "Calibration runs one choice at a time, several times as slow: batches are not exact (%s).", problem
+    )
+    return ONE_BY_ONE
+
+
+def _layers_to_try(model: PreTrainedModel) -> list[int]:
+    """Numbers of layers to leave out: all of a shallow model, else some over its depth, and two of each kind."""
+    stack = find_layers(model)
+    types = getattr(text_config(model.config), "layer_types", None) or ()
+    kinds: dict[tuple, list[int]] = {}
+    for number, layer in enumerate(stack):
+        kinds.setdefault((type(layer), *types[number : number + 1]), []).append(number)
+    spread = range(0, len(stack), 1 if len(stack) <= MANY_LAYERS else math.ceil(len(stack) / NUM_LAYERS_TRIED))
+    return sorted({*spread, *(number for of_kind in kinds.values() for number in (of_kind[0], of_kind[-1]))})
+
+
+def _first_choices(example: ScoredExample) -> ScoredExample:
+    labels = example.choice_labels[:NUM_CHOICES_TRIED]
+    return replace(example, choice_ids=example.choice_ids[:NUM_CHOICES_TRIED], choice_labels=labels, answer=0)
+
+
+def _misfit(
+    model: PreTrainedModel, examples, layout: Layout, layers: list[int], truth: torch.Tensor, tolerance: float
+) -> str | None:
+    """Why a layout cannot be used; None: it gives the truth."""
+    try:
+        found = scan_layers(model, examples, layout, candidates=layers, is_shared=False).log_probs
+    except MISFITS as raised:
+        return f"{type(raised).__name__}: {raised}"
+    # Rounding grows with the distance of a choice from likely.
+    if torch.allclose(found, truth, rtol=ROUNDING, atol=tolerance):
+        return None
+    return f"off by {(found - truth).abs().max().item():.3g} nats"
