@@ -26,7 +26,9 @@ from trim_trainer.data.metrics import measure as metric_of
 from trim_trainer.data.metrics import scored_by
 from trim_trainer.data.quickstart import draw_icd10_examples, prepare_smollm2
 from trim_trainer.data.tokens import tokenize_examples
-from trim_trainer.importance import LayerScores, Settings, calibrate, choose_layers
+from trim_trainer.importance.calibration import Settings
+from trim_trainer.importance.choice import choose_layers
+from trim_trainer.importance.scores import LayerScores, calibrate
 from trim_trainer.scoring.layout import ONE_BY_ONE, PLAIN
 from trim_trainer.scoring.scan import scan_layers
 from trim_trainer.scoring.trial import choose_layout

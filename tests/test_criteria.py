@@ -46,8 +46,8 @@ def test_block_influence_is_one_minus_the_cosine_over_all_tokens(tokenizer):
 
 @pytest.mark.parametrize("block_size", [1, 3])
 def test_angular_distance_is_that_of_the_best_block_with_the_layer(block_size, tokenizer):
-    from trim_trainer.criteria import angular_distance
     from trim_trainer.data.tokens import tokenize_examples
+    from trim_trainer.importance.estimates import angular_distance
 
     model, examples = make_model(), make_examples(5)
     ends = torch.stack(

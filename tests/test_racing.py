@@ -7,8 +7,10 @@ from test_scan import draw_examples
 
 from trim_trainer.data.metrics import measure
 from trim_trainer.data.tokens import tokenize_examples
-from trim_trainer.importance import Settings, calibrate, choose_layers
-from trim_trainer.racing import example_harms, race, stage_ends, survivors, t_quantile
+from trim_trainer.importance.calibration import Settings
+from trim_trainer.importance.choice import choose_layers
+from trim_trainer.importance.racing import example_harms, race, stage_ends, survivors, t_quantile
+from trim_trainer.importance.scores import calibrate
 from trim_trainer.scoring.scan import LayerScan
 from trim_trainer.scoring.trial import choose_layout
 

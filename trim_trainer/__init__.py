@@ -7,14 +7,14 @@ __version__ = "0.1.0"
 
 # Public name -> module. Resolved on first use, so that `import trim_trainer` loads no torch.
 _PUBLIC = {
-    "CRITERIA": "importance",
+    "CRITERIA": "importance.criteria",
     "TrimConfig": "config",
     "TrimHistory": "records.history",
     "TrimTrainer": "trainer",
     "drop_layers": "surgery.drop",
     "droppable_layers": "architectures.droppable",
     "publish": "hub.publishing",
-    "score_layers": "importance",
+    "score_layers": "importance.scores",
     "verify_checkpoint": "verification",
 }
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from .architectures.droppable import droppable_layers as droppable_layers
     from .config import TrimConfig as TrimConfig
     from .hub.publishing import publish as publish
-    from .importance import CRITERIA as CRITERIA
-    from .importance import score_layers as score_layers
+    from .importance.criteria import CRITERIA as CRITERIA
+    from .importance.scores import score_layers as score_layers
     from .records.history import TrimHistory as TrimHistory
     from .surgery.drop import drop_layers as drop_layers
     from .trainer import TrimTrainer as TrimTrainer

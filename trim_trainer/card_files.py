@@ -9,7 +9,7 @@ from trl.trainer.utils import get_config_model_id
 from . import __version__
 from .architectures.runtimes import runtime_caveats
 from .hub.card import is_hub_id, render_card
-from .importance import CRITERIA
+from .importance.criteria import CRITERIA
 from .records.facts import CardFacts
 from .records.files import CARD_NAME, IMPORTANCE_PLOT, METRIC_PLOT, RECIPE_NAME
 from .records.history import TrimHistory

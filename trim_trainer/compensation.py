@@ -13,11 +13,11 @@ from transformers.pytorch_utils import Conv1D
 
 from .architectures.errors import UnsupportedArchitectureError
 from .architectures.modules import find_layers
-from .criteria import no_logits
 from .data.examples import ScoredExample
 from .scoring.batches import make_batches
 from .scoring.hooks import hidden_of, plain_forward
 from .scoring.processes import from_main, share, sum_over_processes
+from .scoring.scored_positions import no_logits
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from typing import Any
 from trl import SFTConfig
 
 from .data.metrics import METRICS
-from .importance import find_criterion
+from .importance.criteria import find_criterion
 
 STRATEGIES = ("epoch", "steps")
 

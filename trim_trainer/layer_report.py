@@ -13,7 +13,9 @@ from .data.metrics import choose_metric, scored_by
 from .data.quickstart import resolve_source
 from .data.sources import load_source
 from .data.tokens import tokenize_examples
-from .importance import Settings, calibrate, find_criterion
+from .importance.calibration import Settings
+from .importance.criteria import find_criterion
+from .importance.scores import calibrate
 from .records.plots import plot_layers
 from .scoring.trial import choose_layout
 

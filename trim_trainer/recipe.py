@@ -16,7 +16,7 @@ from .config import TrimConfig
 from .data.columns import Columns
 from .data.quickstart import resolve_source
 from .data.sources import load_source
-from .importance import find_criterion
+from .importance.criteria import find_criterion
 from .records.settings import changed_settings, read_settings
 from .scoring.scan import score_choices
 from .trainer import TrimTrainer

@@ -24,7 +24,10 @@ from .data.metrics import choose_metric, measure, scored_by
 from .data.tokens import draw_examples, tokenize_examples
 from .distillation import Teacher
 from .freezing import choose_trained_layers, freeze_all_but
-from .importance import CriterionLike, LayerScores, Settings, calibrate, choose_layers, criterion_name
+from .importance.calibration import Settings
+from .importance.choice import choose_layers
+from .importance.criteria import CriterionLike, criterion_name
+from .importance.scores import LayerScores, calibrate
 from .preflight import check_compensated_settings, check_distillation, check_model, check_output_dir, split_calibration
 from .records.history import Round, TrimHistory
 from .reports import log_drop

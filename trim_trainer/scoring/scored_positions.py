@@ -70,3 +70,8 @@ def _returns(module: nn.Module, output) -> Iterator[None]:
         yield
     finally:
         del module.forward
+
+
+def no_logits(model: PreTrainedModel) -> dict[str, int]:
+    """Let models that can do so compute logits of one position only: none are looked at."""
+    return {"logits_to_keep": 1} if "logits_to_keep" in type(model).forward.__code__.co_varnames else {}

@@ -12,9 +12,9 @@ from statistics import NormalDist
 
 import torch
 
-from .data.examples import IGNORED, ScoredExample
-from .data.metrics import predict
-from .scoring.scan import LayerScan
+from ..data.examples import IGNORED, ScoredExample
+from ..data.metrics import predict
+from ..scoring.scan import LayerScan
 
 # Examples of the first stage, at least: fewer say nothing about the spread.
 MIN_STAGE = 8

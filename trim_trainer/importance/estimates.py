@@ -8,13 +8,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .architectures.errors import UnsupportedArchitectureError
-from .architectures.modules import find_layers
-from .data.examples import ScoredExample
-from .data.metrics import scored_by
-from .scoring.batches import Batch, make_batches
-from .scoring.hooks import hidden_of
-from .scoring.processes import share, sum_over_processes
+from ..architectures.errors import UnsupportedArchitectureError
+from ..architectures.modules import find_layers
+from ..data.examples import ScoredExample
+from ..data.metrics import scored_by
+from ..scoring.batches import Batch, make_batches
+from ..scoring.hooks import hidden_of
+from ..scoring.processes import share, sum_over_processes
+from ..scoring.scored_positions import no_logits
 
 
 @torch.no_grad()
@@ -132,8 +133,3 @@ def _hidden_states(
                 )
             yield torch.stack([state.float() for state in states]), batch
     model.train(was_training)
-
-
-def no_logits(model: PreTrainedModel) -> dict[str, int]:
-    """Let models that can do so compute logits of one position only: none are looked at."""
-    return {"logits_to_keep": 1} if "logits_to_keep" in type(model).forward.__code__.co_varnames else {}

@@ -1,0 +1,1 @@
+"""How much each layer matters: criteria as rows, racing, choice."""

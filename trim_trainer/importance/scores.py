@@ -1,0 +1,109 @@
+"""How much each layer matters: one score per layer, higher = keep, and what was measured on the way."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..architectures.modules import find_layers
+from ..data.examples import ScoredExample
+from ..data.metrics import choose_metric, measure, scored_by
+from ..data.tokens import tokenize_examples
+from ..scoring.scan import score_choices
+from ..scoring.trial import choose_layout
+from .calibration import Calibration, Settings
+from .criteria import CriterionLike, criterion_name, find_criterion
+from .racing import Race
+
+
+@dataclass(frozen=True)
+class LayerScores:
+    """One calibration: the scores, and the facts that were measured on the way."""
+
+    scores: tuple[float, ...]
+    activation_norms: tuple[float, ...] | None  # None: the criterion needs no scan
+    metric: float  # of the model as it is
+    seconds: float = 0.0  # that the calibration took
+    num_examples: tuple[int, ...] | None = None  # that each score comes from; None: all of them
+
+
+def calibrate(
+    model: PreTrainedModel,
+    examples: list[ScoredExample],
+    criterion: CriterionLike,
+    settings: Settings,
+    candidates: Iterable[int] | None = None,
+) -> LayerScores:
+    """Score every layer of the model as it is now.
+
+    Args:
+        model: A causal LM.
+        examples: The calibration set.
+        criterion: A name in `CRITERIA`, or a function that takes a `Calibration` and returns (layers,), higher = keep.
+        settings: How it is done.
+        candidates: Layers that may go; a race is among them only. None: all.
+
+    Raises:
+        ValueError: the criterion returns something else than one finite number per layer.
+    """
+    started, depth = time.perf_counter(), len(find_layers(model))
+    candidates = tuple(range(depth)) if candidates is None else tuple(sorted(candidates))
+    calibration = Calibration(model, examples, settings, candidates)
+    scores = find_criterion(criterion).score(calibration).float().cpu()
+    if scores.shape != (depth,) or not scores.isfinite().all():
+        raise ValueError(
+            f"Criterion {criterion_name(criterion)!r} returned {scores.tolist()}, expected {depth} finite numbers, one per "
+            "layer."
+        )
+    found = vars(calibration).get("race") or vars(calibration).get("scan")
+    log_probs = (
+        score_choices(model, examples, settings.layout, settings.batch_tokens) if found is None else found.log_probs
+    )
+    norms = None if found is None else found.activation_norms
+    num_examples = None
+    if isinstance(found, Race):
+        num_examples = [0] * depth
+        for layer, number in zip(candidates, found.num_examples.tolist(), strict=True):
+            num_examples[layer] = number
+    return LayerScores(
+        tuple(scores.tolist()),
+        None if norms is None else tuple(norms.tolist()),
+        measure(log_probs if log_probs.ndim == 1 else log_probs[0], examples, settings.metric).item(),
+        time.perf_counter() - started,
+        None if num_examples is None else tuple(num_examples),
+    )
+
+
+def score_layers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    calibration: Iterable[dict],
+    criterion: CriterionLike = "sensitivity",
+    metric: str | None = None,
+    seed: int = 0,
+    batch_tokens: int | None = None,
+) -> list[float]:
+    """Score the layers of a model without training it. In several processes, each takes a share of the work.
+
+    Args:
+        model: A causal LM.
+        tokenizer: Its tokenizer.
+        calibration: Examples in TRL's formats; multiple choice with the columns `choices` and `answer`.
+        criterion: A name in `CRITERIA`, or a function that takes a `Calibration` and returns (layers,), higher = keep.
+        metric: `"accuracy"` or `"loss"`; None: accuracy if every example has choices, else loss.
+        seed: For the criteria that draw.
+        batch_tokens: Tokens that one pass carries at most, over all candidates; bounds memory.
+
+    Returns:
+        One score per layer, higher = more important.
+
+    Raises:
+        ValueError: unknown criterion, unusable calibration set, or unsupported architecture.
+    """
+    find_criterion(criterion)
+    examples = tokenize_examples(calibration, tokenizer)
+    metric = choose_metric(metric, examples)
+    examples = scored_by(metric, examples)
+    settings = Settings(metric, choose_layout(model, examples), batch_tokens, seed=seed)
+    return list(calibrate(model, examples, criterion, settings).scores)
