@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 from trim_trainer import TrimConfig, TrimTrainer
-from trim_trainer.checkpoints import CheckpointError
+from trim_trainer.checkpoints.whole import CheckpointError
 
 BASE = {
     "use_cpu": True, "bf16": False, "max_steps": 24, "per_device_train_batch_size": 4, "learning_rate": 1e-2,

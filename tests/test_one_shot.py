@@ -13,8 +13,8 @@ from transformers import (
 )
 
 from trim_trainer import drop_layers
+from trim_trainer.checkpoints.dropping import parse_layers
 from trim_trainer.cli import main
-from trim_trainer.one_shot import parse_layers
 
 
 @pytest.fixture

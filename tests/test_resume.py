@@ -14,7 +14,7 @@ from killed_run import BASE, run
 from safetensors.torch import load_file
 
 from trim_trainer import TrimHistory
-from trim_trainer.checkpoints import CheckpointError, find_checkpoint, missing_parts
+from trim_trainer.checkpoints.whole import CheckpointError, find_checkpoint, missing_parts
 
 SETTINGS = {
     "sparse update": {},

@@ -6,7 +6,7 @@ from conftest import make_model
 from safetensors.torch import load_file, save_file
 
 from trim_trainer import drop_layers, verify_checkpoint
-from trim_trainer.verification import VerificationError
+from trim_trainer.checkpoints.verification import VerificationError
 
 
 @pytest.fixture

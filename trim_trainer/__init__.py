@@ -15,13 +15,14 @@ _PUBLIC = {
     "droppable_layers": "architectures.droppable",
     "publish": "hub.publishing",
     "score_layers": "importance.scores",
-    "verify_checkpoint": "verification",
+    "verify_checkpoint": "checkpoints.verification",
 }
 
 __all__ = sorted(_PUBLIC)
 
 if TYPE_CHECKING:
     from .architectures.droppable import droppable_layers as droppable_layers
+    from .checkpoints.verification import verify_checkpoint as verify_checkpoint
     from .config import TrimConfig as TrimConfig
     from .hub.publishing import publish as publish
     from .importance.criteria import CRITERIA as CRITERIA
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from .records.history import TrimHistory as TrimHistory
     from .surgery.drop import drop_layers as drop_layers
     from .trainer import TrimTrainer as TrimTrainer
-    from .verification import verify_checkpoint as verify_checkpoint
 
 
 def __getattr__(name: str):

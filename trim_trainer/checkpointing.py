@@ -19,15 +19,15 @@ from trl import SFTTrainer
 
 from .architectures.modules import find_layers
 from .card_files import collect_facts, write_card
+from .checkpoints.adapted import save_adapted
+from .checkpoints.verification import verify_checkpoint, verify_tensors
 from .distillation import Teacher
 from .hub.publishing import failed_pushes, publish
 from .hub.staging import PUBLISHED
 from .records.history import TrimHistory
 from .rollback import QualityFloor
-from .saving import save_adapted
 from .surgery.backup import LayerBackup
 from .surgery.drop import drop_layers
-from .verification import verify_checkpoint, verify_tensors
 
 logger = logging.getLogger(__name__)
 

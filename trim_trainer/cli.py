@@ -85,9 +85,9 @@ def drop(arguments: list[str]) -> int:
     parser.add_argument("--dtype", default="auto", help="auto (as stored), float32, bfloat16 or float16")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     options = parser.parse_args(arguments)
-    from .one_shot import drop_from_checkpoint, parse_layers
+    from .checkpoints.dropping import drop_from_checkpoint, parse_layers
+    from .checkpoints.verification import VerificationError
     from .surgery.drop import SurgeryError
-    from .verification import VerificationError
 
     quiet_libraries()
     try:

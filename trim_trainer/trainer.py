@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, Trainer
 from .architectures.droppable import droppable_layers
 from .architectures.runtimes import runtime_caveats
 from .checkpointing import CheckpointingTrainer
-from .checkpoints import find_checkpoint
+from .checkpoints.whole import find_checkpoint
 from .compensation import check_compensation, compensated
 from .config import TrimConfig
 from .data.examples import ScoredExample

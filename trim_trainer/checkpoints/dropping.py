@@ -16,10 +16,10 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from .architectures.configs import num_layers
-from .architectures.droppable import trimmed_fields
-from .architectures.runtimes import runtime_caveats
-from .surgery.drop import check_layers, drop_layers
+from ..architectures.configs import num_layers
+from ..architectures.droppable import trimmed_fields
+from ..architectures.runtimes import runtime_caveats
+from ..surgery.drop import check_layers, drop_layers
 from .verification import verify_checkpoint
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")

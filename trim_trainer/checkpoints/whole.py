@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .records.files import HISTORY_NAME
+from ..records.files import HISTORY_NAME
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from .architectures.configs import text_config
-from .scoring.hooks import plain_forward
+from ..architectures.configs import text_config
+from ..scoring.hooks import plain_forward
 
 # Endings of the config fields that hold a token's number.
 SPECIAL_TOKENS = ("_token_id", "_token_index")

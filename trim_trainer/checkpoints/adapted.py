@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from .records.files import ADAPTER_DIR
-from .scoring.hooks import plain_forward
-from .surgery.drop import is_quantized
+from ..records.files import ADAPTER_DIR
+from ..scoring.hooks import plain_forward
+from ..surgery.drop import is_quantized
 from .verification import verify_checkpoint
 
 
