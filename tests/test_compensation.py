@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM
 from trim_trainer import TrimConfig, TrimHistory, TrimTrainer, drop_layers, droppable_layers
 from trim_trainer.architectures.errors import UnsupportedArchitectureError
 from trim_trainer.architectures.modules import find_layers
-from trim_trainer.compensation import RIDGE, check_compensation, compensated, find_projection
 from trim_trainer.data.examples import ScoredExample
 from trim_trainer.data.tokens import draw_examples
+from trim_trainer.recovery.compensation import RIDGE, compensated
+from trim_trainer.recovery.projection import check_compensation, find_projection
 
 
 def draw(number=60, vocab_size=90):

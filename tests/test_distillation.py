@@ -6,7 +6,8 @@ from conftest import CONFIGS, make_model, make_tokenizer
 from torch.testing import assert_close
 from trl import SFTTrainer
 
-from trim_trainer import TrimConfig, TrimHistory, TrimTrainer, distillation
+from trim_trainer import TrimConfig, TrimHistory, TrimTrainer
+from trim_trainer.recovery import distillation
 
 
 @pytest.fixture

@@ -21,11 +21,11 @@ from .architectures.modules import find_layers
 from .card_files import collect_facts, write_card
 from .checkpoints.adapted import save_adapted
 from .checkpoints.verification import verify_checkpoint, verify_tensors
-from .distillation import Teacher
 from .hub.publishing import failed_pushes, publish
 from .hub.staging import PUBLISHED
 from .records.history import TrimHistory
-from .rollback import QualityFloor
+from .recovery.distillation import Teacher
+from .recovery.quality_floor import QualityFloor
 from .surgery.backup import LayerBackup
 from .surgery.drop import drop_layers
 

@@ -17,12 +17,10 @@ from .architectures.droppable import droppable_layers
 from .architectures.runtimes import runtime_caveats
 from .checkpointing import CheckpointingTrainer
 from .checkpoints.whole import find_checkpoint
-from .compensation import check_compensation, compensated
 from .config import TrimConfig
 from .data.examples import ScoredExample
 from .data.metrics import choose_metric, measure, scored_by
 from .data.tokens import draw_examples, tokenize_examples
-from .distillation import Teacher
 from .freezing import choose_trained_layers, freeze_all_but
 from .importance.calibration import Settings
 from .importance.choice import choose_layers
@@ -30,8 +28,11 @@ from .importance.criteria import CriterionLike, criterion_name
 from .importance.scores import LayerScores, calibrate
 from .preflight import check_compensated_settings, check_distillation, check_model, check_output_dir, split_calibration
 from .records.history import Round, TrimHistory
+from .recovery.compensation import compensated
+from .recovery.distillation import Teacher
+from .recovery.projection import check_compensation
+from .recovery.quality_floor import QualityFloor
 from .reports import log_drop
-from .rollback import QualityFloor
 from .schedule import TrimSchedule, plan_schedule
 from .scoring.layout import Layout
 from .scoring.measuring import measure_model

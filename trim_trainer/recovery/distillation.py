@@ -7,8 +7,8 @@ from torch.nn.functional import kl_div, log_softmax
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .data.examples import IGNORED
-from .scoring.scored_positions import logits_of, scored_positions_only
+from ..data.examples import IGNORED
+from ..scoring.scored_positions import logits_of, scored_positions_only
 
 TARGETS_NAME = "distillation.pt"  # beside a checkpoint
 NUM_KEPT = 64  # most likely tokens of a position; all others together are one more outcome

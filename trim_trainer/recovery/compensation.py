@@ -1,4 +1,4 @@
-"""What dropped layers did to the hidden state, put into the layer in front of them (ReplaceMe, arXiv 2505.02819)."""
+"""Layers in front of dropped ones take over what they added, by least squares."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,22 +9,19 @@ from functools import partial
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
-from .architectures.errors import UnsupportedArchitectureError
-from .architectures.modules import find_layers
-from .data.examples import ScoredExample
-from .scoring.batches import make_batches
-from .scoring.hooks import hidden_of, plain_forward
-from .scoring.processes import from_main, share, sum_over_processes
-from .scoring.scored_positions import no_logits
+from ..architectures.modules import find_layers
+from ..data.examples import ScoredExample
+from ..scoring.batches import make_batches
+from ..scoring.hooks import hidden_of, plain_forward
+from ..scoring.processes import from_main, share, sum_over_processes
+from ..scoring.scored_positions import no_logits
+from .projection import Projection, Enough, find_projection
 
 logger = logging.getLogger(__name__)
 
 # Penalty on the change of a weight, as a share of the mean square of the projection's inputs.
 RIDGE = 1e-2
-# Share of a step that may come out as something else: rounding, in single precision and in 16 bits.
-ROUNDING, ROUNDING_16 = 1e-4, 2e-2
 
 
 @dataclass(frozen=True)
@@ -33,24 +30,6 @@ class Gap:
 
     front: int  # number of the one that stays, after the drop
     last: int  # number of the last one that goes, before the drop
-
-
-@dataclass(frozen=True)
-class Projection:
-    """The last linear map of a decoder layer: what it returns is added to the hidden state, times `scale`."""
-
-    module: nn.Linear | Conv1D
-    scale: float
-
-    @torch.no_grad()
-    def change(self, by: torch.Tensor) -> None:
-        """Add (inputs, hidden) to what the map returns per input; with a bias, the last input is 1."""
-        weight, bias = self.module.weight, self.module.bias
-        by = (by / self.scale).to(weight.device, torch.float32)
-        if bias is not None:
-            bias.copy_(bias.float() + by[-1])
-            by = by[:-1]
-        weight.copy_(weight.float() + (by.T if isinstance(self.module, nn.Linear) else by))
 
 
 @contextmanager
@@ -106,12 +85,6 @@ def compensated(
         fit.solve(model, gap.front)
 
 
-def check_compensation(model: PreTrainedModel, example: ScoredExample) -> None:
-    """Raise an UnsupportedArchitectureError if a layer could not stand in for those behind it."""
-    for layer in range(len(find_layers(model))):
-        find_projection(model, layer, example)
-
-
 def _gaps(depth: int, dropped: set[int]) -> list[Gap]:
     kept = [layer for layer in range(depth) if layer not in dropped]
     behind = zip(kept, [*kept[1:], depth], strict=True)
@@ -157,10 +130,6 @@ class _Regression:
         )
 
 
-class _Enough(Exception):
-    """Ends a forward pass whose remaining layers nobody looks at."""
-
-
 @torch.no_grad()
 def _record(
     model: PreTrainedModel,
@@ -177,7 +146,7 @@ def _record(
     def keep(place, value):
         found[place] = value
         if len(found) == len(outputs) + len(inputs):
-            raise _Enough
+            raise Enough
 
     def leave(module, args, output, place):
         keep(place, hidden_of(output))
@@ -194,76 +163,7 @@ def _record(
             hooks.callback(module.register_forward_pre_hook(partial(enter, place=place)).remove)
         for batch in share(make_batches(model, examples, False, batch_tokens), model):
             found.clear()
-            with suppress(_Enough), precision(), plain_forward(model):
+            with suppress(Enough), precision(), plain_forward(model):
                 model(**batch.inputs, use_cache=False, **no_logits(model))
             rows = [found[place].view(*batch.shape, -1) for place in range(len(found))]  # some see (rows · seq, size)
             yield [values[batch.counted_rows, batch.counted_positions] for values in rows]
-
-
-@torch.no_grad()
-def find_projection(model: PreTrainedModel, number: int, example: ScoredExample) -> Projection:
-    """Find the last linear map of a layer whose output reaches that of the layer as it is, by moving it and looking.
-
-    Raises:
-        UnsupportedArchitectureError: there is none: a norm or a gate stands behind the last one, or experts do the work; or
-            the layer sees something else than a state per token.
-    """
-    layers, was_training = find_layers(model), model.training
-    layer = layers[number]
-    elsewhere = {module for other in layers if other is not layer for module in other.modules()}  # shared with others
-    (batch,) = make_batches(model, [example], False)
-    calls: list[tuple] = []
-    ran: list[nn.Module] = []
-
-    def enter(layer, *call):
-        calls.append(call)
-        raise _Enough
-
-    model.eval()
-    with ExitStack() as hooks:
-        hooks.callback(model.train, was_training)
-        hooks.enter_context(torch.autocast(model.device.type, enabled=False))
-        for module in layer.modules():
-            if isinstance(module, nn.Linear | Conv1D) and module not in elsewhere:
-                hooks.callback(module.register_forward_hook(lambda module, args, output: ran.append(module)).remove)
-        handle = layer.register_forward_pre_hook(enter, with_kwargs=True)
-        try:
-            with suppress(_Enough), plain_forward(model):
-                model(**batch.inputs, use_cache=False, **no_logits(model))
-        finally:
-            handle.remove()
-        args, kwargs = calls[0]
-        run = partial(layer, *args, **kwargs)
-        before = hidden_of(run())
-        # Some see another sequence than that of the tokens: patches of bytes, or a prompt in front.
-        sees_tokens = before.shape[:2] == batch.shape
-        for module in reversed(list(dict.fromkeys(ran))) if sees_tokens else ():
-            scale = _reach(run, before.float(), module)
-            if scale is not None:
-                return Projection(module, scale)
-    raise UnsupportedArchitectureError(
-        f"Layer {number} of {type(model).__name__} has no linear map whose output is added to the hidden state of each token "
-        "as it is, so it cannot stand in for the layers behind it. Set `compensation_size` to 0."
-    )
-
-
-def _reach(run: Callable[[], torch.Tensor], before: torch.Tensor, module: nn.Module) -> float | None:
-    """How many times its length a step of a module's output goes in the layer's; None: it comes out as another one."""
-    generator = torch.Generator().manual_seed(0)
-    step = torch.randn(before.shape, generator=generator).to(before.device)
-    step = step / step.norm(dim=-1, keepdim=True) * before.norm(dim=-1, keepdim=True)
-
-    def move(module, args, output):
-        if isinstance(output, torch.Tensor) and output.numel() == step.numel():
-            return output + step.view(output.shape).to(output.dtype)
-        return output
-
-    handle = module.register_forward_hook(move)
-    try:
-        moved = hidden_of(run()).float() - before
-    finally:
-        handle.remove()
-    scale = ((moved * step).sum() / step.square().sum()).item()
-    rounding = ROUNDING if module.weight.dtype == torch.float32 else ROUNDING_16
-    is_whole = (moved - scale * step).norm() <= rounding * step.norm()  # false where anything is not finite
-    return scale if is_whole and abs(scale) > rounding else None

@@ -1,0 +1,1 @@
+"""What makes a drop good again: compensation, distillation, the quality floor."""
