@@ -15,7 +15,7 @@ import math
 from pathlib import Path
 
 from trim_trainer.methods import METHODS
-from trim_trainer.schedule import plan_schedule
+from trim_trainer.training.schedule import plan_schedule
 
 SETTINGS = (
     "dataset_name", "max_train_samples", "num_train_epochs", "per_device_train_batch_size", "importance", "layers_per_trim",

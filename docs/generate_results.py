@@ -17,7 +17,7 @@ from trim_trainer.comparison_report import draw_methods
 from trim_trainer.methods import METHODS
 from trim_trainer.records.plots import label_by_depth
 from trim_trainer.records.statistics import students_t
-from trim_trainer.schedule import plan_schedule
+from trim_trainer.training.schedule import plan_schedule
 
 RUNS = Path(__file__).with_name("results.csv")
 PICTURE = Path(__file__).with_name("results.png")

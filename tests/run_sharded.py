@@ -13,11 +13,11 @@ from torch.distributed.fsdp import fully_shard
 from trim_trainer import drop_layers
 from trim_trainer.architectures.modules import find_layers
 from trim_trainer.data.examples import ScoredExample
-from trim_trainer.freezing import freeze_all_but
 from trim_trainer.scoring.scan import scan_layers
 from trim_trainer.scoring.trial import choose_layout
 from trim_trainer.surgery.optimizer import sync_optimizer
 from trim_trainer.surgery.wrapping import forget_dropped
+from trim_trainer.training.sparse_update import freeze_all_but
 
 IDS = torch.arange(10, 34).view(2, 12)
 

@@ -6,12 +6,12 @@ import pytest
 import yaml
 from test_ground import make_history
 
-from trim_trainer.card_files import write_card
 from trim_trainer.hub.card import render_card
 from trim_trainer.records.facts import CardFacts
 from trim_trainer.records.history import TrimHistory
 from trim_trainer.records.measurement import Measurement
 from trim_trainer.records.settings import without_local_paths
+from trim_trainer.training.card_files import write_card
 
 FACTS = CardFacts(
     model_name="tiny-4L",

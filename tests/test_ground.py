@@ -8,7 +8,7 @@ import pytest
 from trim_trainer import TrimConfig, TrimHistory
 from trim_trainer.records.history import Round
 from trim_trainer.records.measurement import Measurement
-from trim_trainer.schedule import plan_schedule, resolve_target
+from trim_trainer.training.schedule import plan_schedule, resolve_target
 
 
 def test_import_loads_no_torch():

@@ -4,10 +4,10 @@ from conftest import make_examples, make_model
 from torch.testing import assert_close
 
 from trim_trainer import CRITERIA, drop_layers, score_layers
-from trim_trainer.freezing import choose_trained_layers, freeze_all_but
 from trim_trainer.importance.choice import choose_layers
 from trim_trainer.importance.scores import LayerScores
 from trim_trainer.surgery.optimizer import sync_optimizer
+from trim_trainer.training.sparse_update import choose_trained_layers, freeze_all_but
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)

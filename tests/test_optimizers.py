@@ -9,8 +9,8 @@ from transformers import Trainer, TrainingArguments
 
 from trim_trainer import drop_layers
 from trim_trainer.architectures.modules import find_layers
-from trim_trainer.freezing import freeze_all_but
 from trim_trainer.surgery.optimizer import sync_optimizer
+from trim_trainer.training.sparse_update import freeze_all_but
 
 OPTIMIZERS = (
     "adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "rmsprop", "adagrad", "schedule_free_adamw",

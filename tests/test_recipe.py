@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM
 
 from trim_trainer.cli import main
 from trim_trainer.data.quickstart import NUM_CHOICES, draw_icd10_examples, prepare_icd10, resolve_source
-from trim_trainer.recipe import _forward_tokens, build_trainer, parse_recipe
+from trim_trainer.recipe import build_trainer, parse_recipe
+from trim_trainer.training.duration import _forward_tokens
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

@@ -8,9 +8,9 @@ __version__ = "0.1.0"
 # Public name -> module. Resolved on first use, so that `import trim_trainer` loads no torch.
 _PUBLIC = {
     "CRITERIA": "importance.criteria",
-    "TrimConfig": "config",
+    "TrimConfig": "training.config",
     "TrimHistory": "records.history",
-    "TrimTrainer": "trainer",
+    "TrimTrainer": "training.trainer",
     "drop_layers": "surgery.drop",
     "droppable_layers": "architectures.droppable",
     "publish": "hub.publishing",
@@ -23,13 +23,13 @@ __all__ = sorted(_PUBLIC)
 if TYPE_CHECKING:
     from .architectures.droppable import droppable_layers as droppable_layers
     from .checkpoints.verification import verify_checkpoint as verify_checkpoint
-    from .config import TrimConfig as TrimConfig
     from .hub.publishing import publish as publish
     from .importance.criteria import CRITERIA as CRITERIA
     from .importance.scores import score_layers as score_layers
     from .records.history import TrimHistory as TrimHistory
     from .surgery.drop import drop_layers as drop_layers
-    from .trainer import TrimTrainer as TrimTrainer
+    from .training.config import TrimConfig as TrimConfig
+    from .training.trainer import TrimTrainer as TrimTrainer
 
 
 def __getattr__(name: str):

@@ -27,7 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def train(arguments: list[str]) -> int:
     """Train as a recipe says, save the result, and print what was measured."""
-    from .recipe import build_trainer, estimate_seconds, parse_recipe
+    from .recipe import build_trainer, parse_recipe
+    from .training.duration import estimate_seconds
 
     quiet_libraries()
     try:
@@ -216,9 +217,9 @@ def compare(arguments: list[str]) -> int:
     from .compare import Comparison, group
     from .comparison_report import save_report
     from .data.quickstart import resolve_source
-    from .preflight import check_model
     from .recipe import parse_recipe
     from .tasks import read_task
+    from .training.checks import check_model
 
     quiet_libraries()
     try:

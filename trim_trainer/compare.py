@@ -15,7 +15,6 @@ from transformers import TrainerCallback
 from .data.splits import example_key
 from .isolation import run_alone
 from .methods import METHODS, drop_before_training
-from .preflight import split_calibration
 from .recipe import Recipe, load_splits, make_trainer, parse_recipe
 from .records.history import TrimHistory
 from .records.statistics import students_t, wilson_interval
@@ -23,7 +22,8 @@ from .scoring.quality import measure_quality
 from .scoring.speed import device_name, measure_prefill_tokens_per_second, measure_tokens_per_second, peak_memory_bytes
 from .scoring.trial import choose_layout
 from .tasks import Task
-from .trainer import TrimTrainer
+from .training.checks import split_calibration
+from .training.trainer import TrimTrainer
 
 logger = logging.getLogger(__name__)
 

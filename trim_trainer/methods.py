@@ -10,13 +10,13 @@ from transformers import PreTrainedModel
 
 from .architectures.droppable import droppable_layers
 from .data.metrics import choose_metric, scored_by
-from .freezing import choose_trained_layers, freeze_all_but
 from .importance.calibration import Settings
 from .importance.choice import choose_layers
 from .importance.scores import LayerScores, calibrate
 from .scoring.trial import choose_layout
 from .surgery.drop import drop_layers
-from .trainer import TrimTrainer
+from .training.sparse_update import choose_trained_layers, freeze_all_but
+from .training.trainer import TrimTrainer
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,6 @@
 
 import difflib
 import logging
-import math
-import time
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -12,21 +10,14 @@ import torch
 from datasets import Dataset, IterableDataset
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
-from .config import TrimConfig
 from .data.columns import Columns
 from .data.quickstart import resolve_source
 from .data.sources import load_source
-from .importance.criteria import find_criterion
 from .records.settings import changed_settings, read_settings
-from .scoring.scan import score_choices
-from .trainer import TrimTrainer
+from .training.config import TrimConfig
+from .training.trainer import TrimTrainer
 
 logger = logging.getLogger(__name__)
-
-# Forward passes that one training step costs per token: a full update, and a sparse one that trains a quarter.
-UPDATE_COST = {"full": 3.0, "sparse": 2.0}
-# Examples of a stream by whose length its time is estimated.
-NUM_SAMPLED = 100
 
 
 @dataclass
@@ -216,41 +207,3 @@ def take(dataset: Dataset | IterableDataset, number: int | None) -> Dataset | It
     if isinstance(dataset, IterableDataset):
         return dataset.take(number)
     return dataset if len(dataset) <= number else dataset.shuffle(seed=0).select(range(number))
-
-
-def estimate_seconds(trainer: TrimTrainer) -> float:
-    """Estimate how long a trimming run will take, from the speed of the model's forward pass here and now."""
-    num_tokens = _forward_tokens(trainer)  # refuses a run that is too short
-    sample = trainer._calibration_examples[:8]
-    layout = trainer.layout
-    started = time.perf_counter()
-    with trainer.accelerator.autocast():
-        score_choices(trainer.model, sample, layout)
-    seconds_per_token = (time.perf_counter() - started) / sum(example.num_tokens for example in sample)
-    return seconds_per_token * num_tokens
-
-
-def _forward_tokens(trainer: TrimTrainer) -> float:
-    """Tokens that would have to go forward through the untrimmed model to take as long as the whole run."""
-    args, history, dataset = trainer.args, trainer.history, trainer.train_dataset
-    is_stream = isinstance(dataset, IterableDataset)
-    lengths = [len(ids) for ids in (dataset.take(NUM_SAMPLED) if is_stream else dataset)["input_ids"]]
-    batch = trainer.get_total_train_batch_size(args)
-    num_steps, num_epochs = args.max_steps, args.num_train_epochs
-    if num_steps > 0:
-        num_epochs = math.ceil(num_steps * batch / len(lengths))
-    else:
-        num_steps = math.ceil(num_epochs * len(lengths) / batch)
-    schedule = trainer.plan(num_steps, num_epochs)
-    mean_depth = schedule.mean_depth(num_epochs if args.trim_strategy == "epoch" else num_steps) / history.num_layers
-    cost = UPDATE_COST["full" if args.sparse_update_ratio is None else "sparse"]
-    training = num_steps * batch / args.world_size * sum(lengths) / len(lengths) * cost * mean_depth
-    calibration = sum(example.num_tokens for example in trainer._calibration_examples)
-    num_rounds = len(schedule.points) + 1
-    # Half of each candidate's pass is shared with the others; the head runs for every one of them. After a drop the
-    # calibration set is scored once more.
-    num_passes = 1 + (history.num_layers * 0.75 if find_criterion(trainer._criterion).scans else 1)
-    mean_scanned = sum(schedule.depths) / len(schedule.depths) / history.num_layers
-    scans = num_rounds * calibration * num_passes * mean_scanned
-    evaluation = sum(example.num_tokens for example in trainer._evaluation_examples) * 2
-    return training + scans + evaluation

@@ -16,7 +16,7 @@ from ..scoring.batches import make_batches
 from ..scoring.hooks import hidden_of, plain_forward
 from ..scoring.processes import from_main, share, sum_over_processes
 from ..scoring.scored_positions import no_logits
-from .projection import Projection, Enough, find_projection
+from .projection import Enough, Projection, find_projection
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from transformers import PreTrainedModel
 
-from .architectures.modules import find_layers
+from ..architectures.modules import find_layers
 
 
 def choose_trained_layers(

@@ -6,15 +6,15 @@ from pathlib import Path
 import yaml
 from trl.trainer.utils import get_config_model_id
 
-from . import __version__
-from .architectures.runtimes import runtime_caveats
-from .hub.card import is_hub_id, render_card
-from .importance.criteria import CRITERIA
-from .records.facts import CardFacts
-from .records.files import CARD_NAME, IMPORTANCE_PLOT, METRIC_PLOT, RECIPE_NAME
-from .records.history import TrimHistory
-from .records.plots import plot_importance, plot_metric
-from .records.settings import changed_settings
+from .. import __version__
+from ..architectures.runtimes import runtime_caveats
+from ..hub.card import is_hub_id, render_card
+from ..importance.criteria import CRITERIA
+from ..records.facts import CardFacts
+from ..records.files import CARD_NAME, IMPORTANCE_PLOT, METRIC_PLOT, RECIPE_NAME
+from ..records.history import TrimHistory
+from ..records.plots import plot_importance, plot_metric
+from ..records.settings import changed_settings
 
 VERSIONED = ("trl", "transformers", "torch", "datasets", "accelerate")
 

@@ -13,39 +13,39 @@ from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, Trainer
 
-from .architectures.droppable import droppable_layers
-from .architectures.runtimes import runtime_caveats
+from ..architectures.droppable import droppable_layers
+from ..architectures.runtimes import runtime_caveats
+from ..checkpoints.whole import find_checkpoint
+from ..data.examples import ScoredExample
+from ..data.metrics import choose_metric, measure, scored_by
+from ..data.tokens import draw_examples, tokenize_examples
+from ..importance.calibration import Settings
+from ..importance.choice import choose_layers
+from ..importance.criteria import CriterionLike, criterion_name
+from ..importance.scores import LayerScores, calibrate
+from ..records.history import Round, TrimHistory
+from ..recovery.compensation import compensated
+from ..recovery.distillation import Teacher
+from ..recovery.projection import check_compensation
+from ..recovery.quality_floor import QualityFloor
+from ..scoring.layout import Layout
+from ..scoring.measuring import measure_model
+from ..scoring.processes import from_main
+from ..scoring.scan import score_choices
+from ..scoring.scored_positions import scored_positions_only, scores_every_position
+from ..scoring.speed import measure_in_turns, measure_tokens_per_second
+from ..scoring.trial import choose_layout
+from ..surgery.drop import is_quantized
+from ..surgery.full_depth import full_depth_twin
+from ..surgery.optimizer import sync_optimizer
+from ..surgery.wrapping import rewrap
+from ..surgery.zero import rebuild_engine
 from .checkpointing import CheckpointingTrainer
-from .checkpoints.whole import find_checkpoint
+from .checks import check_compensated_settings, check_distillation, check_model, check_output_dir, split_calibration
 from .config import TrimConfig
-from .data.examples import ScoredExample
-from .data.metrics import choose_metric, measure, scored_by
-from .data.tokens import draw_examples, tokenize_examples
-from .freezing import choose_trained_layers, freeze_all_but
-from .importance.calibration import Settings
-from .importance.choice import choose_layers
-from .importance.criteria import CriterionLike, criterion_name
-from .importance.scores import LayerScores, calibrate
-from .preflight import check_compensated_settings, check_distillation, check_model, check_output_dir, split_calibration
-from .records.history import Round, TrimHistory
-from .recovery.compensation import compensated
-from .recovery.distillation import Teacher
-from .recovery.projection import check_compensation
-from .recovery.quality_floor import QualityFloor
-from .reports import log_drop
+from .drop_log import log_drop
 from .schedule import TrimSchedule, plan_schedule
-from .scoring.layout import Layout
-from .scoring.measuring import measure_model
-from .scoring.processes import from_main
-from .scoring.scan import score_choices
-from .scoring.scored_positions import scored_positions_only, scores_every_position
-from .scoring.speed import measure_in_turns, measure_tokens_per_second
-from .scoring.trial import choose_layout
-from .surgery.drop import is_quantized
-from .surgery.full_depth import full_depth_twin
-from .surgery.optimizer import sync_optimizer
-from .surgery.wrapping import rewrap
-from .surgery.zero import rebuild_engine
+from .sparse_update import choose_trained_layers, freeze_all_but
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from trl import SFTConfig
 
-from .data.metrics import METRICS
-from .importance.criteria import find_criterion
+from ..data.metrics import METRICS
+from ..importance.criteria import find_criterion
 
 STRATEGIES = ("epoch", "steps")
 

@@ -3,7 +3,7 @@
 from transformers import Trainer
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from .records.history import Round
+from ..records.history import Round
 
 
 def log_drop(trainer: Trainer, a_round: Round) -> None:

@@ -10,15 +10,15 @@ from datasets import Dataset, IterableDataset
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .architectures.configs import num_layers
-from .architectures.droppable import droppable_layers
-from .architectures.modules import find_layers
-from .architectures.table import find_architecture
+from ..architectures.configs import num_layers
+from ..architectures.droppable import droppable_layers
+from ..architectures.modules import find_layers
+from ..architectures.table import find_architecture
+from ..data.splits import CalibrationError, check_choices, check_disjoint, draw_rows, example_key, hold_out
+from ..records.files import HISTORY_NAME
+from ..surgery.drop import check_layers, is_quantized
 from .config import TrimConfig
-from .data.splits import CalibrationError, check_choices, check_disjoint, draw_rows, example_key, hold_out
-from .records.files import HISTORY_NAME
 from .schedule import resolve_target
-from .surgery.drop import check_layers, is_quantized
 
 logger = logging.getLogger(__name__)
 

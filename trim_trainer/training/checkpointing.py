@@ -17,17 +17,17 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils import PushInProgress
 from trl import SFTTrainer
 
-from .architectures.modules import find_layers
+from ..architectures.modules import find_layers
+from ..checkpoints.adapted import save_adapted
+from ..checkpoints.verification import verify_checkpoint, verify_tensors
+from ..hub.publishing import failed_pushes, publish
+from ..hub.staging import PUBLISHED
+from ..records.history import TrimHistory
+from ..recovery.distillation import Teacher
+from ..recovery.quality_floor import QualityFloor
+from ..surgery.backup import LayerBackup
+from ..surgery.drop import drop_layers
 from .card_files import collect_facts, write_card
-from .checkpoints.adapted import save_adapted
-from .checkpoints.verification import verify_checkpoint, verify_tensors
-from .hub.publishing import failed_pushes, publish
-from .hub.staging import PUBLISHED
-from .records.history import TrimHistory
-from .recovery.distillation import Teacher
-from .recovery.quality_floor import QualityFloor
-from .surgery.backup import LayerBackup
-from .surgery.drop import drop_layers
 
 logger = logging.getLogger(__name__)
 
