@@ -6,8 +6,8 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 from trim_trainer.data.columns import ColumnError, Columns
+from trim_trainer.evaluation.tasks import read_task
 from trim_trainer.recipe import parse_recipe
-from trim_trainer.tasks import read_task
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 TEXT = Value("string")

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from trim_trainer import TrimConfig, TrimTrainer, score_layers
 from trim_trainer.architectures.modules import find_layers
-from trim_trainer.isolation import run_alone
+from trim_trainer.evaluation.isolation import run_alone
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 DEVICE = "cuda"

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from trim_trainer.cli import main
 from trim_trainer.data.metrics import macro_f1, majority_accuracy
 from trim_trainer.data.tokens import tokenize_examples
-from trim_trainer.tasks import read_task
+from trim_trainer.evaluation.tasks import read_task
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from trim_trainer.isolation import run_alone
+from trim_trainer.evaluation.isolation import run_alone
 
 
 def wait_forever(path):

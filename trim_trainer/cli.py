@@ -135,7 +135,7 @@ def scan(arguments: list[str]) -> int:
     output, as_json = options.pop("output"), options.pop("json")
     from dataclasses import asdict
 
-    from .layer_report import report_layers
+    from .evaluation.layers import report_layers
 
     quiet_libraries()
     try:
@@ -167,8 +167,8 @@ def evaluate(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a model")
     options = parser.parse_args(arguments)
-    from .checkpoint_report import evaluate_checkpoints
-    from .tasks import read_task
+    from .evaluation.checkpoints import evaluate_checkpoints
+    from .evaluation.tasks import read_task
 
     quiet_libraries()
     try:
@@ -217,8 +217,8 @@ def compare(arguments: list[str]) -> int:
     from .compare import Comparison, group
     from .comparison_report import save_report
     from .data.quickstart import resolve_source
+    from .evaluation.tasks import read_task
     from .recipe import parse_recipe
-    from .tasks import read_task
     from .training.checks import check_model
 
     quiet_libraries()

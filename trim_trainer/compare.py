@@ -13,7 +13,8 @@ from typing import Any
 from transformers import TrainerCallback
 
 from .data.splits import example_key
-from .isolation import run_alone
+from .evaluation.isolation import run_alone
+from .evaluation.tasks import Task
 from .methods import METHODS, drop_before_training
 from .recipe import Recipe, load_splits, make_trainer, parse_recipe
 from .records.history import TrimHistory
@@ -21,7 +22,6 @@ from .records.statistics import students_t, wilson_interval
 from .scoring.quality import measure_quality
 from .scoring.speed import device_name, measure_prefill_tokens_per_second, measure_tokens_per_second, peak_memory_bytes
 from .scoring.trial import choose_layout
-from .tasks import Task
 from .training.checks import split_calibration
 from .training.trainer import TrimTrainer
 

@@ -8,16 +8,16 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from .architectures.droppable import droppable_layers
-from .data.metrics import choose_metric, scored_by
-from .data.quickstart import resolve_source
-from .data.sources import load_source
-from .data.tokens import tokenize_examples
-from .importance.calibration import Settings
-from .importance.criteria import find_criterion
-from .importance.scores import calibrate
-from .records.plots import plot_layers
-from .scoring.trial import choose_layout
+from ..architectures.droppable import droppable_layers
+from ..data.metrics import choose_metric, scored_by
+from ..data.quickstart import resolve_source
+from ..data.sources import load_source
+from ..data.tokens import tokenize_examples
+from ..importance.calibration import Settings
+from ..importance.criteria import find_criterion
+from ..importance.scores import calibrate
+from ..records.plots import plot_layers
+from ..scoring.trial import choose_layout
 
 REPORT_NAME, REPORT_PLOT = "layer_scores.json", "layer_scores.png"
 

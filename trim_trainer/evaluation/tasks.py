@@ -6,10 +6,10 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from .data.examples import ScoredExample
-from .data.tokens import tokenize_examples
-from .recipe import RecipeArguments, check_keys, load_splits, make_parser, take
-from .records.settings import read_settings
+from ..data.examples import ScoredExample
+from ..data.tokens import tokenize_examples
+from ..recipe import RecipeArguments, check_keys, load_splits, make_parser, take
+from ..records.settings import read_settings
 
 TEXT = "text"  # column of running text, of which the perplexity is measured
 

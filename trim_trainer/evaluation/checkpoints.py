@@ -7,14 +7,19 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from .architectures.modules import find_layers
-from .data.quickstart import resolve_source
-from .harness import lm_eval_accuracy
+from ..architectures.modules import find_layers
+from ..data.quickstart import resolve_source
+from ..records.measurement import Quality
+from ..scoring.quality import measure_quality
+from ..scoring.speed import (
+    device_name,
+    measure_prefill_tokens_per_second,
+    measure_tokens_per_second,
+    peak_memory_bytes,
+)
+from ..scoring.trial import choose_layout
 from .isolation import run_alone
-from .records.measurement import Quality
-from .scoring.quality import measure_quality
-from .scoring.speed import device_name, measure_prefill_tokens_per_second, measure_tokens_per_second, peak_memory_bytes
-from .scoring.trial import choose_layout
+from .lm_eval import lm_eval_accuracy
 from .tasks import Task
 
 

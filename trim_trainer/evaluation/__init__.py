@@ -1,0 +1,1 @@
+"""Checkpoints and layers, measured side by side, each model in a process of its own."""
