@@ -14,7 +14,7 @@ import json
 import math
 from pathlib import Path
 
-from trim_trainer.methods import METHODS
+from trim_trainer.comparison.methods import METHODS
 from trim_trainer.training.schedule import plan_schedule
 
 SETTINGS = (

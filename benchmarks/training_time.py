@@ -20,7 +20,7 @@ from trl import SFTConfig, SFTTrainer
 
 from trim_trainer import TrimConfig, TrimTrainer, drop_layers
 from trim_trainer.cli import quiet_libraries
-from trim_trainer.compare import Clock
+from trim_trainer.comparison.cells import Clock
 from trim_trainer.evaluation.isolation import run_alone
 from trim_trainer.scoring.speed import device_name, measure_tokens_per_second, peak_memory_bytes
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from trim_trainer.comparison_report import draw_methods
-from trim_trainer.methods import METHODS
+from trim_trainer.comparison.methods import METHODS
+from trim_trainer.comparison.picture import draw_methods
 from trim_trainer.records.plots import label_by_depth
 from trim_trainer.records.statistics import students_t
 from trim_trainer.training.schedule import plan_schedule

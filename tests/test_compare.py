@@ -13,9 +13,12 @@ from conftest import make_examples, make_model, make_tokenizer
 from datasets import Dataset
 
 from trim_trainer.cli import main
-from trim_trainer.compare import Cell, CellResult, Comparison, group, run_cell
-from trim_trainer.comparison_report import STYLES, tabulate
-from trim_trainer.methods import METHODS, distinct_methods
+from trim_trainer.comparison.cells import Cell, CellResult, run_cell
+from trim_trainer.comparison.comparison import Comparison
+from trim_trainer.comparison.methods import METHODS, distinct_methods
+from trim_trainer.comparison.picture import STYLES
+from trim_trainer.comparison.rows import group
+from trim_trainer.comparison.table import tabulate
 
 
 @pytest.fixture(scope="module")

@@ -195,7 +195,7 @@ def evaluate(arguments: list[str]) -> int:
 
 def compare(arguments: list[str]) -> int:
     """Train trimming and its controls, and print one table."""
-    from .methods import METHODS, choose_methods
+    from .comparison.methods import METHODS, choose_methods
 
     parser = argparse.ArgumentParser(
         prog="trim-trainer compare",
@@ -214,8 +214,9 @@ def compare(arguments: list[str]) -> int:
     parser.add_argument("--limit", type=int, help="examples, or windows of running text, per task")
     parser.add_argument("--output_dir", default="out/compare", type=Path, help="folder of all runs (out/compare)")
     options, rest = parser.parse_known_args(arguments)
-    from .compare import Comparison, group
-    from .comparison_report import save_report
+    from .comparison.comparison import Comparison
+    from .comparison.files import save_report
+    from .comparison.rows import group
     from .data.quickstart import resolve_source
     from .evaluation.tasks import read_task
     from .recipe import parse_recipe

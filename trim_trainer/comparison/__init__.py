@@ -1,0 +1,1 @@
+"""Trimming next to its controls: methods as rows, cells, table, picture."""
