@@ -46,7 +46,7 @@ class Bytes(TrainerCallback):
 
 def run(name: str) -> None:
     """Train once and print what was counted; runs in a process of its own."""
-    from trim_trainer.cli import quiet_libraries
+    from trim_trainer.evaluation.quiet import quiet_libraries
     from trim_trainer.recipe import build_trainer, parse_recipe
 
     quiet_libraries()

@@ -11,8 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from trim_trainer.cli import quiet_libraries
 from trim_trainer.data.tokens import tokenize_examples
+from trim_trainer.evaluation.quiet import quiet_libraries
 from trim_trainer.recipe import build_trainer, load_splits, parse_recipe
 from trim_trainer.scoring.measuring import measure_model
 from trim_trainer.scoring.trial import choose_layout

@@ -19,9 +19,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from trl import SFTConfig, SFTTrainer
 
 from trim_trainer import TrimConfig, TrimTrainer, drop_layers
-from trim_trainer.cli import quiet_libraries
 from trim_trainer.comparison.cells import Clock
 from trim_trainer.evaluation.isolation import run_alone
+from trim_trainer.evaluation.quiet import quiet_libraries
 from trim_trainer.scoring.speed import device_name, measure_tokens_per_second, peak_memory_bytes
 
 # Model type, and the sizes of its published config in the order of SIZES.

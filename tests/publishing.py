@@ -19,7 +19,8 @@ from forked import CONTEXT
 from huggingface_hub.utils import _http
 from transformers import AutoModelForCausalLM
 
-from trim_trainer import TrimConfig, TrimTrainer, cli
+from trim_trainer import TrimConfig, TrimTrainer
+from trim_trainer.cli.main import main
 from trim_trainer.hub.publishing import PublishError
 
 
@@ -52,7 +53,7 @@ def _run(queue, arguments, connection):
     output, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
         try:
-            status = cli.main(arguments)
+            status = main(arguments)
         except SystemExit as exit_:
             status = exit_.code
     queue.put(Said(status, output.getvalue(), errors.getvalue()))

@@ -12,7 +12,7 @@ import yaml
 from conftest import make_examples, make_model, make_tokenizer
 from datasets import Dataset
 
-from trim_trainer.cli import main
+from trim_trainer.cli.main import main
 from trim_trainer.comparison.cells import Cell, CellResult, run_cell
 from trim_trainer.comparison.comparison import Comparison
 from trim_trainer.comparison.methods import METHODS, distinct_methods

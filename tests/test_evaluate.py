@@ -11,7 +11,7 @@ from conftest import make_examples, make_model, make_tokenizer
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
-from trim_trainer.cli import main
+from trim_trainer.cli.main import main
 from trim_trainer.data.metrics import macro_f1, majority_accuracy
 from trim_trainer.data.tokens import tokenize_examples
 from trim_trainer.evaluation.tasks import read_task

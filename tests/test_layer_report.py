@@ -6,7 +6,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
 from trim_trainer import score_layers
-from trim_trainer.cli import main
+from trim_trainer.cli.main import main
 
 
 @pytest.fixture

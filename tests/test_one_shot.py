@@ -14,7 +14,7 @@ from transformers import (
 
 from trim_trainer import drop_layers
 from trim_trainer.checkpoints.dropping import parse_layers
-from trim_trainer.cli import main
+from trim_trainer.cli.main import main
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from conftest import make_examples, make_model, make_tokenizer
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
-from trim_trainer.cli import main
+from trim_trainer.cli.main import main
 from trim_trainer.data.quickstart import NUM_CHOICES, draw_icd10_examples, prepare_icd10, resolve_source
 from trim_trainer.recipe import build_trainer, parse_recipe
 from trim_trainer.training.duration import _forward_tokens

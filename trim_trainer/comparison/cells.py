@@ -87,7 +87,7 @@ class CellResult:
 
 def run_cell(cell: Cell, arguments: Iterable[str], tasks: Iterable[Task], folder: Path) -> None:
     """Train and measure one cell, and write its result into `folder`; runs in a process of its own."""
-    from .cli import quiet_libraries
+    from ..evaluation.quiet import quiet_libraries
 
     quiet_libraries()
     recipe = cell.recipe(list(arguments), folder)

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from .comparison.methods import METHODS
+from ..comparison.methods import METHODS
 
 
 def describe_drop(history, state) -> str:
@@ -105,7 +105,7 @@ def print_rows(table: Table, rows: Iterable[tuple[str, ...]]) -> None:
 
 def print_comparison(rows) -> None:
     """Print a comparison, one line per method and depth."""
-    from .comparison.table import tabulate
+    from ..comparison.table import tabulate
 
     header, body = tabulate(rows)
     table = Table(*header)

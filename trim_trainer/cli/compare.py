@@ -1,0 +1,64 @@
+"""`trim-trainer compare`: trimming next to its controls."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ..evaluation.quiet import quiet_libraries
+from . import tables
+
+
+def compare(arguments: list[str]) -> int:
+    """Train trimming and its controls, and print one table."""
+    from ..comparison.methods import METHODS, choose_methods
+
+    parser = argparse.ArgumentParser(
+        prog="trim-trainer compare",
+        description="Trimming next to its controls, on the same data, steps and seeds. Every other option goes to "
+        "`trim-trainer train`. A run that is finished is not run again.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), help="default: all that differ")
+    parser.add_argument("--depths", nargs="+", type=int, help="default: `target_layers` of the recipe")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
+    parser.add_argument(
+        "--learning_rates", nargs="+", type=float, help="tried for each method and depth on the first seed; default: "
+        "that of the recipe",
+    )  # fmt: skip
+    parser.add_argument("--tasks", nargs="+", default=[], help="what else to evaluate on: recipes or YAML files")
+    parser.add_argument("--limit", type=int, help="examples, or windows of running text, per task")
+    parser.add_argument("--output_dir", default="out/compare", type=Path, help="folder of all runs (out/compare)")
+    options, rest = parser.parse_known_args(arguments)
+    from ..comparison.comparison import Comparison
+    from ..comparison.files import save_report
+    from ..comparison.rows import group
+    from ..data.quickstart import resolve_source
+    from ..evaluation.tasks import read_task
+    from ..recipe import parse_recipe
+    from ..training.checks import check_model
+
+    quiet_libraries()
+    try:
+        recipe = parse_recipe([*rest, "--output_dir", str(options.output_dir)], prog="trim-trainer compare")
+        args = recipe.training_args
+        num_layers, target = check_model(resolve_source(recipe.model_args.model_name_or_path), args)
+        comparison = Comparison(
+            arguments=tuple(rest),
+            methods=choose_methods(options.methods, args.importance, args.compensation_size),
+            depths=tuple(options.depths or [target]),
+            seeds=tuple(options.seeds),
+            learning_rates=tuple(options.learning_rates or [args.learning_rate]),
+            tasks=tuple(read_task(path, options.limit) for path in options.tasks),
+            output_dir=options.output_dir,
+        )
+        results = []
+        for result in comparison.run(num_layers):
+            results.append(result)
+            print(tables.describe_cell(result), flush=True)
+            save_report(group(results), options.output_dir)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        print(f"trim-trainer: {error}", file=sys.stderr)
+        return 2
+    tables.print_comparison(group(results))
+    print(f"Saved: {options.output_dir.resolve()}")
+    return 0

@@ -1,0 +1,34 @@
+"""`trim-trainer publish`: put a trimmed model and its depths on the Hub."""
+
+import argparse
+import sys
+
+from ..evaluation.quiet import quiet_libraries
+
+
+def publish(arguments: list[str]) -> int:
+    """Put a trimmed model and its depths on the Hub, and print what is there."""
+    parser = argparse.ArgumentParser(
+        prog="trim-trainer publish", description="Check, upload, read back: a trimmed model becomes a Hub repository."
+    )
+    parser.add_argument("directory", help="what a trimming run saved")
+    parser.add_argument("--repo-id", required=True, help="namespace/name on the Hub; made if it is not there")
+    parser.add_argument("--private", action=argparse.BooleanOptionalAction, help="default: that of the account")
+    parser.add_argument("--commit-message", help="of each commit")
+    options = parser.parse_args(arguments)
+    from ..hub.publishing import PublishError
+    from ..hub.publishing import publish as to_hub
+    from ..hub.staging import StagingError
+
+    quiet_libraries()
+    try:
+        done = to_hub(
+            options.directory, options.repo_id, private=options.private, commit_message=options.commit_message
+        )
+    except (StagingError, PublishError) as error:
+        print(f"trim-trainer: {error}", file=sys.stderr)
+        return 2
+    for each in done:
+        what = f"commit {each.commit[:8]}" if each.is_new else f"unchanged at {each.commit[:8]}"
+        print(f"{each.revision}: {each.depth} layers, {what}, tag {each.tag}, {each.url}")
+    return 0

@@ -1,0 +1,47 @@
+"""`trim-trainer scan`: how much each layer of a checkpoint matters."""
+
+import argparse
+import json
+import sys
+
+from ..evaluation.quiet import quiet_libraries
+from . import tables
+
+
+def scan(arguments: list[str]) -> int:
+    """Score the layers of a checkpoint and print a table, or JSON."""
+    parser = argparse.ArgumentParser(
+        prog="trim-trainer scan", description="How much each layer of a checkpoint matters on your data."
+    )
+    parser.add_argument("model", help="Hub id or folder")
+    parser.add_argument("--data", required=True, help="Hub id, folder or file in one of TRL's formats")
+    parser.add_argument("--split", help="of the data; default: validation, else the first there is")
+    parser.add_argument("--criterion", default="sensitivity", help="a name in trim_trainer.CRITERIA")
+    parser.add_argument("--metric", choices=("accuracy", "loss"), help="default: accuracy if there are choices")
+    parser.add_argument("--size", type=int, default=50, help="examples, drawn at random (default: 50)")
+    parser.add_argument("--racing-confidence", type=float, help="stop layers that are clearly worse, such as 0.95")
+    parser.add_argument("--batch-tokens", type=int, help="tokens of one pass; default: what is fast")
+    parser.add_argument("--dtype", default="auto", help="auto (as stored), float32, bfloat16 or float16")
+    parser.add_argument("--seed", type=int, default=0, help="for the draw of the examples")
+    parser.add_argument("--output", help="folder for layer_scores.json and layer_scores.png")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    options = vars(parser.parse_args(arguments))
+    output, as_json = options.pop("output"), options.pop("json")
+    from dataclasses import asdict
+
+    from ..evaluation.layers import report_layers
+
+    quiet_libraries()
+    try:
+        report = report_layers(options.pop("model"), options.pop("data"), **options)
+    except (ValueError, OSError) as error:
+        print(f"trim-trainer: {error}", file=sys.stderr)
+        return 2
+    if output is not None:
+        report.save(output)
+    if as_json:
+        print(json.dumps(asdict(report)))
+    else:
+        tables.print_layers(report)
+    return 0
