@@ -276,6 +276,19 @@ def summary() -> str:
     return table(*lines)
 
 
+def headline() -> str:
+    """Half of the layers: the best progressive row of three seeds or more, next to full depth and to the last layers at once."""
+    lines = [
+        ["", "full depth", "trimmed, 15 layers", "points over full depth", "last layers at once", "points over those"]
+    ]
+    for task in TASKS:
+        full, (_, best) = best_full(task), best_progressive(task, 15)
+        at_once = replace(TAIL, rate=task.rate).runs(task, 15)
+        line = [task.title, f"{mean(full):.3f}", f"{mean(best):.3f}", points(best, full)]
+        lines.append([*line, f"{mean(at_once):.3f}", points(best, at_once)])
+    return table(*lines)
+
+
 def longer() -> str:
     """Half of the layers after longer runs."""
     tasks = (NEWS_LONG, MEDICINE_LONG)
@@ -374,6 +387,7 @@ def machines() -> str:
 
 TABLES = {
     "summary": summary,
+    "headline": headline,
     "news": lambda: controls(NEWS),
     "medicine": lambda: controls(MEDICINE),
     "law": lambda: controls(LAW),

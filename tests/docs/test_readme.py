@@ -1,0 +1,30 @@
+"""README.md is short, and what it shows runs."""
+
+import re
+from pathlib import Path
+
+from conftest import make_examples, make_model, make_tokenizer
+from datasets import Dataset
+from transformers import AutoModelForCausalLM
+
+README = Path(__file__).parents[2] / "README.md"
+MAX_BYTES = 9_000
+
+
+def test_the_readme_is_short():
+    assert len(README.read_bytes()) <= MAX_BYTES
+
+
+def test_the_script_of_the_readme_runs_as_it_stands_on_another_model(tmp_path, monkeypatch):
+    (script,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    small = {'"HuggingFaceTB/SmolLM2-135M"': '"tiny"', "target_layers=20": "target_layers=4, use_cpu=True"}
+    for written, instead in small.items():
+        assert script.count(written) == 1
+        script = script.replace(written, instead)
+    make_model().save_pretrained(tmp_path / "tiny")
+    make_tokenizer().save_pretrained(tmp_path / "tiny")
+    for split, (number, first) in {"train": (96, 0), "test": (24, 100)}.items():
+        Dataset.from_list(make_examples(number, first)).to_json(tmp_path / f"{split}.jsonl")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(script, "README.md", "exec"), {})  # noqa: S102
+    assert AutoModelForCausalLM.from_pretrained("out").config.num_hidden_layers == 4
