@@ -4,7 +4,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 from .git_objects import Blob, commit_id
 
@@ -34,7 +34,7 @@ class Commit:
     @property
     def date(self) -> str:
         """The time as the Hub writes it."""
-        return datetime.fromtimestamp(self.seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+        return datetime.fromtimestamp(self.seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
 
 
 class Repo:
