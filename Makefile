@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 OUT ?= out/demo
 DEMO_ARGS ?=
+DIST ?= dist
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test test-all test-resume quality style controls clean
+.PHONY: help install demo test test-all test-resume quality style controls wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/'
@@ -42,5 +43,9 @@ style: install  ## fix style
 controls: install  ## accuracy of the quickstart next to its controls (about 35 minutes on 2 cores)
 	$(BIN)/python benchmarks/quickstart_controls.py
 
+wheel: install  ## sdist and wheel, in dist/
+	rm -rf $(DIST)
+	$(BIN)/python -m build --outdir $(DIST)
+
 clean:  ## remove the environment and all output
-	rm -rf $(VENV) out build *.egg-info
+	rm -rf $(VENV) out build dist *.egg-info
