@@ -28,3 +28,11 @@ def test_the_script_of_the_readme_runs_as_it_stands_on_another_model(tmp_path, m
     monkeypatch.chdir(tmp_path)
     exec(compile(script, "README.md", "exec"), {})  # noqa: S102
     assert AutoModelForCausalLM.from_pretrained("out").config.num_hidden_layers == 4
+
+
+def test_the_readme_says_a_phrase_of_every_folder_and_of_no_other():
+    (tree,) = re.findall(r"^trim_trainer/\n((?:    .*\n)+)", README.read_text(encoding="utf-8"), re.MULTILINE)
+    named = [line.split()[0] for line in tree.splitlines() if len(line.split()) > 1]
+    package = README.parent / "trim_trainer"
+    folders = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    assert set(named) == folders | {"recipe.py"} and len(named) == len(set(named)) == len(tree.splitlines())
