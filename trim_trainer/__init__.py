@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 # Public name -> module. Resolved on first use, so that `import trim_trainer` loads no torch.
 _PUBLIC = {
     "CRITERIA": "importance.criteria",
+    "Calibration": "importance.calibration",
     "TrimConfig": "training.config",
     "TrimHistory": "records.history",
     "TrimTrainer": "training.trainer",
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .architectures.droppable import droppable_layers as droppable_layers
     from .checkpoints.verification import verify_checkpoint as verify_checkpoint
     from .hub.publishing import publish as publish
+    from .importance.calibration import Calibration as Calibration
     from .importance.criteria import CRITERIA as CRITERIA
     from .importance.scores import score_layers as score_layers
     from .records.history import TrimHistory as TrimHistory
