@@ -1,4 +1,4 @@
-"""Write docs/card: the card of the quickstart as a reader of the Hub sees it, with the depths 26, 23 and 20.
+"""Write docs/pages/card: the card of the quickstart as a reader of the Hub sees it, with the depths 26, 23 and 20.
 
     python docs/generate_card.py        # 5 minutes on 2 cores
 
@@ -21,7 +21,7 @@ from publishing import command, compare_elsewhere
 
 REPO = "me/SmolLM2-ICD10-trimmed"
 DEPTHS = {"depth-26": 26, "depth-23": 23, "main": 20}
-PAGE = Path(__file__).with_name("card")
+PAGE = Path(__file__).parent / "pages" / "card"
 
 
 def main() -> None:

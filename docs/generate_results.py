@@ -1,4 +1,4 @@
-"""Fill the tables of docs/results.md and README.md that pool runs, over seeds and machines, from docs/results.csv.
+"""Fill the tables of docs/pages/results.md and README.md that pool runs, over seeds and machines, from docs/results.csv.
 
 python docs/generate_results.py
 """
@@ -21,7 +21,7 @@ from trim_trainer.training.schedule import plan_schedule
 
 RUNS = Path(__file__).with_name("results.csv")
 PICTURE = Path(__file__).with_name("results.png")
-PAGES = (Path(__file__).with_name("results.md"), Path(__file__).parent.with_name("README.md"))
+PAGES = (Path(__file__).parent / "pages" / "results.md", Path(__file__).parent.with_name("README.md"))
 TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 NUM_LAYERS, DEPTHS = 30, (20, 15, 12)
