@@ -40,6 +40,14 @@ style: install  ## fix style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+.PHONY: docs
+docs: $(VENV)/.docs  ## the documentation as a site, in out/site; a link, anchor or reference that leads nowhere fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'
+	@touch $@
+
 controls: install  ## accuracy of the quickstart next to its controls (about 35 minutes on 2 cores)
 	$(BIN)/python benchmarks/quickstart_controls.py
 
