@@ -36,3 +36,9 @@ def test_the_readme_says_a_phrase_of_every_folder_and_of_no_other():
     package = README.parent / "trim_trainer"
     folders = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
     assert set(named) == folders | {"recipe.py"} and len(named) == len(set(named)) == len(tree.splitlines())
+
+
+def test_what_the_readme_links_to_is_there():
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", README.read_text(encoding="utf-8"))
+    local = [link for link in links if "://" not in link]
+    assert len(local) > 10 and not [link for link in local if not (README.parent / link).exists()]
