@@ -32,9 +32,10 @@ test-all: install  ## the slow tests too
 test-resume: install  ## 20 runs killed at random moments and resumed, compared with runs that were not
 	$(BIN)/python -m pytest -m "" tests/test_resume.py
 
-quality: install  ## check style, change nothing
+quality: install  ## check style and that imports only point down, change nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 style: install  ## fix style
 	$(BIN)/ruff check --fix .
