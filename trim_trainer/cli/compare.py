@@ -1,18 +1,18 @@
 """`trim-trainer compare`: trimming next to its controls."""
 
-import argparse
 import sys
 from pathlib import Path
 
 from ..evaluation.quiet import quiet_libraries
 from . import tables
+from .options import Parser
 
 
 def compare(arguments: list[str]) -> int:
     """Train trimming and its controls, and print one table."""
     from ..comparison.methods import METHODS, choose_methods
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="trim-trainer compare",
         description="Trimming next to its controls, on the same data, steps and seeds. Every other option goes to "
         "`trim-trainer train`. A run that is finished is not run again.",
@@ -43,7 +43,7 @@ def compare(arguments: list[str]) -> int:
         args = recipe.training_args
         num_layers, target = check_model(resolve_source(recipe.model_args.model_name_or_path), args)
         comparison = Comparison(
-            arguments=tuple(rest),
+            recipe=recipe,
             methods=choose_methods(options.methods, args.importance, args.compensation_size),
             depths=tuple(options.depths or [target]),
             seeds=tuple(options.seeds),

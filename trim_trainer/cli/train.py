@@ -4,11 +4,15 @@ import sys
 
 from ..evaluation.quiet import quiet_libraries
 from . import tables
+from .help import HELP, print_help
 from .progress import replace_progress_bar
 
 
 def train(arguments: list[str]) -> int:
     """Train as a recipe says, save the result, and print what was measured."""
+    if wanted := HELP.intersection(arguments):
+        print_help(is_whole="--help-all" in wanted)
+        return 0
     from ..recipe import build_trainer, parse_recipe
     from ..training.duration import estimate_seconds
 
