@@ -65,7 +65,7 @@ def run(name: str) -> None:
     facts["seconds"] = time.perf_counter() - started
     history = trainer.history
     facts["calibration"] = history.calibration_seconds if history else 0.0
-    facts["accuracy"] = history.measured("trimmed").accuracy if history else None
+    facts["accuracy"] = history.trimmed.evaluation.accuracy if history else None
     print(json.dumps(facts))
 
 

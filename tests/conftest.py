@@ -15,6 +15,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, set_seed
 from transformers.utils import logging
 
+from trim_trainer import TrimConfig, TrimTrainer
+
 torch.set_num_threads(1)  # much faster for tiny models
 logging.disable_progress_bar()
 disable_progress_bars()
@@ -120,3 +122,34 @@ REPORTS = pytest.StashKey[dict]()
 def reports(request):
     """What the sweep over all architectures found, by kind and name."""
     return request.config.stash.setdefault(REPORTS, {})
+
+
+TRAINING = {
+    "use_cpu": True,
+    "bf16": False,
+    "max_steps": 16,
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-2,
+    "logging_steps": 1,
+    "report_to": "none",
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "seed": 3,
+}
+
+
+@pytest.fixture
+def make_trainer(sets, tokenizer, tmp_path):
+    """Returns a factory of trainers on the tiny model; keyword arguments go to the config or to the trainer."""
+
+    def make(
+        trainer_class=TrimTrainer, config_class=TrimConfig, model=None, calibration=True, output_dir="run", **fields
+    ):
+        train, evaluation, calibration_set = sets
+        options = {"calibration_dataset": calibration_set} if calibration and trainer_class is TrimTrainer else {}
+        options |= {name: fields.pop(name) for name in ("train_dataset", "peft_config", "callbacks") if name in fields}
+        args = config_class(output_dir=str(tmp_path / output_dir), **(TRAINING | fields))
+        options = {"train_dataset": train, "eval_dataset": evaluation} | options
+        return trainer_class(model or make_model(), args, processing_class=tokenizer, **options)
+
+    return make

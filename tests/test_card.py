@@ -9,7 +9,7 @@ from test_ground import make_history
 from trim_trainer.hub.card import render_card
 from trim_trainer.records.facts import CardFacts
 from trim_trainer.records.history import TrimHistory
-from trim_trainer.records.measurement import Measurement
+from trim_trainer.records.measurement import EVALUATION, Measurement, Quality
 from trim_trainer.records.settings import without_local_paths
 from trim_trainer.training.card_files import write_card
 
@@ -25,14 +25,19 @@ FACTS = CardFacts(
 )
 
 
-def measured(name, depth, **facts):
-    return Measurement(name, depth, depth * 1000, **facts)
+def measured(depth, quality=None, **facts):
+    quality = {} if quality is None else {EVALUATION: Quality(**{"num_tokens": None, "loss": None} | quality)}
+    return Measurement(depth, depth * 1000, quality=quality, **facts)
 
 
 def whole_history():
-    facts = {"num_examples": 24, "majority_accuracy": 0.3, "device": "a CPU", "dtype": "float32", "loss": 1.5}
-    history = make_history().add(measured("untrimmed", 6, accuracy=0.4, tokens_per_second=10.0, **facts))
-    return history.add(measured("trimmed", 4, accuracy=0.875, tokens_per_second=14.0, **facts))
+    quality, where = (
+        {"num_examples": 24, "majority_accuracy": 0.3, "loss": 1.5},
+        {"device": "a CPU", "dtype": "float32"},
+    )
+    before = measured(6, quality | {"accuracy": 0.4}, decode_tokens_per_second=10.0, **where)
+    after = measured(4, quality | {"accuracy": 0.875}, decode_tokens_per_second=14.0, **where)
+    return replace(make_history(), untrimmed=before).add(after)
 
 
 def head_of(card):
@@ -58,12 +63,12 @@ def test_what_was_not_measured_is_not_printed():
     assert not re.search(r"\bNone\b", card)
     for absent in ("Before and after", "%", "tokens", "Trained on", "trim_metric.png", "base_model", "model-index"):
         assert absent not in card.split("## Citation")[0], absent
-    without_speed = make_history().add(measured("trimmed", 4, tokens_per_second=None, accuracy=0.5, num_examples=3))
+    without_speed = make_history().add(measured(4, {"accuracy": 0.5, "num_examples": 3}))
     assert "× the tokens per second" not in render_card(without_speed, FACTS)
 
 
 def test_a_measurement_of_another_depth_is_not_passed_off_as_this_one():
-    history = make_history().add(measured("trimmed", 5, accuracy=0.99, num_examples=9))
+    history = make_history().add(measured(5, {"accuracy": 0.99, "num_examples": 9}))
     card = render_card(history, FACTS)
     assert "99" not in card.split("## Citation")[0]
     assert "model-index" not in head_of(card)

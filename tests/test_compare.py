@@ -19,6 +19,8 @@ from trim_trainer.comparison.methods import METHODS, distinct_methods
 from trim_trainer.comparison.picture import STYLES
 from trim_trainer.comparison.rows import group
 from trim_trainer.comparison.table import tabulate
+from trim_trainer.recipe import parse_recipe
+from trim_trainer.records.measurement import Measurement, Quality
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +84,7 @@ def test_a_best_rate_at_the_end_of_those_tried_is_pointed_out(best, advice, monk
         return replace(make_result(), cell=cell, selection_loss=float(cell.learning_rate != best))
 
     monkeypatch.setattr(Comparison, "_cell", run_nothing)
-    comparison = Comparison((), ("progressive",), (4,), (0, 1), (1e-4, 3e-4, 1e-3), (), Path("out"))
+    comparison = Comparison(None, ("progressive",), (4,), (0, 1), (1e-4, 3e-4, 1e-3), (), Path("out"))
     assert [result.cell.learning_rate for result in comparison.run(6)] == [best, best]
     assert (advice in caplog.text) if advice else not caplog.records
 
@@ -195,16 +197,17 @@ def test_a_cell_takes_one_of_several_gpus(recipe, tmp_path, monkeypatch):
         return parsed
 
     monkeypatch.setattr(Cell, "recipe", with_two_gpus)
-    run_cell(Cell("full", 6, 0, 1e-3), ["--config", str(recipe)], (), tmp_path)
+    run_cell(Cell("full", 6, 0, 1e-3), parse_recipe(["--config", str(recipe)]), (), tmp_path)
     assert results(tmp_path)["."]["num_train_tokens"] > 0
 
 
 def make_result(method="progressive", seed=0, **quality):
     cell = Cell(method, 6 if method == "full" else 4, seed, 1e-3)
-    numbers = {"depth": 4, "train_seconds": 1.0, "calibration_seconds": 0.5, "num_train_tokens": 10, "num_bytes": 4}
-    numbers |= {"settings": {}, "dropped": [1, 2], "train_peak_bytes": 1, "num_parameters": 1, "device": "x"}
-    numbers |= {"decode_tokens_per_second": 1.0, "prefill_tokens_per_second": 1.0, "selection_loss": 1.0}
-    return CellResult(cell=cell, quality={"recipe": {"macro_f1": None, "num_examples": 100} | quality}, **numbers)
+    speed = {"decode_tokens_per_second": 1.0, "prefill_tokens_per_second": 1.0, "device": "x"}
+    quality = {"recipe": Quality(**{"num_examples": 100, "num_tokens": 100, "loss": 1.0} | quality)}
+    numbers = {"train_seconds": 1.0, "calibration_seconds": 0.5, "num_train_tokens": 10, "train_peak_bytes": 1}
+    measured = Measurement(depth=4, num_parameters=1, num_bytes=4, quality=quality, **speed)
+    return CellResult(cell=cell, settings={}, dropped=[1, 2], selection_loss=1.0, measured=measured, **numbers)
 
 
 def test_an_interval_over_seeds_is_students_t():

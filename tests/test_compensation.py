@@ -238,10 +238,13 @@ def test_a_run_compensates_at_each_drop_and_goes_on_where_it_was(sets, tmp_path)
 def test_a_drop_that_is_rolled_back_takes_its_compensation_along(sets, tmp_path):
     trainer = make_trainer(sets, tmp_path, importance="tail", calibration_metric="loss", max_metric_drop=9.0)
     kept, restored = [], []
-    keep, roll_back = trainer._floor.keep, trainer._roll_back
-    trainer._floor.keep = lambda *args: (keep(*args), kept.append(copy.deepcopy(trainer.model.state_dict())))
-    trainer._floor.is_crossed = lambda metric: len(kept) == 2
-    trainer._roll_back = lambda metric: (roll_back(metric), restored.append(copy.deepcopy(trainer.model.state_dict())))
+    keep, roll_back = trainer.trimming.floor.keep, trainer.trimming.roll_back
+    trainer.trimming.floor.keep = lambda *args: (keep(*args), kept.append(copy.deepcopy(trainer.model.state_dict())))
+    trainer.trimming.floor.is_crossed = lambda metric: len(kept) == 2
+    trainer.trimming.roll_back = lambda metric: (
+        roll_back(metric),
+        restored.append(copy.deepcopy(trainer.model.state_dict())),
+    )
     trainer.train()
     assert trainer.history.stopped and trainer.history.depth == 5
     (weights,) = restored

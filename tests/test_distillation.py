@@ -81,19 +81,19 @@ def test_tokens_put_together_never_diverge_more(sets, tmp_path, teacher, monkeyp
     batch = next(iter(trainer.get_train_dataloader()))
     model = trainer.model.train()
     found = trainer.compute_loss(model, dict(batch), num_items_in_batch=torch.tensor(1))
-    whole = plain_divergence(model, trainer._teacher.model, batch, 1.0)
+    whole = plain_divergence(model, trainer.teacher.model, batch, 1.0)
     assert 0 < found.item() < whole.item()
-    model.load_state_dict(trainer._teacher.model.state_dict())
+    model.load_state_dict(trainer.teacher.model.state_dict())
     assert trainer.compute_loss(model, dict(batch)).item() == pytest.approx(0, abs=1e-5)
 
 
 def test_the_teacher_runs_once_per_example(sets, tmp_path, teacher):
     trainer = make_trainer(teacher, sets, tmp_path, num_train_epochs=3, per_device_train_batch_size=4)
     rows = []
-    first = trainer._teacher.model.model.layers[0]
+    first = trainer.teacher.model.model.layers[0]
     first.register_forward_pre_hook(lambda layer, args: rows.append(len(args[0])))
     trainer.train()
-    assert sum(rows) == 64 == len(trainer._teacher._targets)
+    assert sum(rows) == 64 == len(trainer.teacher._targets)
     assert trainer.history.depth == 4
 
 
@@ -121,7 +121,7 @@ def test_a_model_that_only_listens_comes_nearer_to_its_teacher(sets, tmp_path, t
 def test_without_a_target_it_learns_from_the_teacher_too(sets, tmp_path, teacher):
     trainer = make_trainer(teacher, sets, tmp_path, target_layers=None, max_steps=2)
     trainer.train()
-    assert trainer.history is None and len(trainer._teacher._targets) == 16
+    assert trainer.history is None and len(trainer.teacher._targets) == 16
 
 
 def test_a_resumed_run_goes_on_with_the_same_numbers(sets, tmp_path, teacher):

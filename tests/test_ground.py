@@ -1,13 +1,15 @@
 """History, schedule and configuration: plain data and arithmetic."""
 
+import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from trim_trainer import TrimConfig, TrimHistory
 from trim_trainer.records.history import Round
-from trim_trainer.records.measurement import Measurement
+from trim_trainer.records.measurement import EVALUATION, Measurement, Quality
 from trim_trainer.training.schedule import plan_schedule, resolve_target
 
 
@@ -21,9 +23,10 @@ def make_history():
     first = Round(0, (0, 1, 2, 3, 4, 5), (0.5, 0.1, 0.2, 0.0, 0.3, 0.4), 0.9, 1.0, trained_layers=(0, 5))
     second = Round(10, first.layers, first.scores, 0.9, 1.0, (1.0,) * 6, (3,), 0.85, 20.0, (0, 5))
     third = Round(20, (0, 1, 2, 4, 5), (0.5, 0.1, 0.2, 0.3, 0.4), 0.88, 1.0, None, (1,), 0.8, 22.0, (0, 5))
-    for entry in (first, second, third, Measurement("untrimmed", 6, 1000, accuracy=0.4)):
+    for entry in (first, second, third):
         history = history.add(entry)
-    return history
+    quality = {EVALUATION: Quality(num_examples=24, num_tokens=30, loss=1.5, accuracy=0.4)}
+    return replace(history, untrimmed=Measurement(6, 1000, quality=quality))
 
 
 def test_history_counts_in_the_numbers_of_the_untrimmed_model():
@@ -39,9 +42,43 @@ def test_history_survives_json(tmp_path):
     assert TrimHistory.load(tmp_path) == history
 
 
+def test_a_history_of_the_first_format_is_read_as_the_same_history(tmp_path):
+    """As version 0.1.0 wrote it, with measurements by name and a quality that stands among their facts."""
+    old = {
+        "num_layers": 6, "target_layers": 4, "importance": "tail", "calibration_metric": "loss", "calibration_size": 12,
+        "compensation_size": 0, "stopped": None, "format_version": 1,
+        "rounds": [
+            {"step": 10, "layers": [0, 1, 2, 3, 4, 5], "scores": [0.0, -1.0, -2.0, -3.0, -4.0, -5.0], "metric": 0.9,
+             "seconds": 1.0, "activation_norms": None, "dropped": [5, 4], "metric_after": 0.8, "tokens_per_second": 20.0,
+             "trained_layers": None, "num_examples": None},
+        ],
+        "measurements": [
+            {"name": "untrimmed", "depth": 6, "num_parameters": 600, "num_bytes": 2400, "num_examples": 24,
+             "accuracy": 0.4, "majority_accuracy": 0.3, "macro_f1": None, "loss": 1.5, "tokens_per_second": 10.0,
+             "device": "a CPU", "dtype": "float32", "precision": "float32"},
+            {"name": "trimmed", "depth": 4, "num_parameters": 400, "num_bytes": 1600, "num_examples": None,
+             "accuracy": None, "majority_accuracy": None, "macro_f1": None, "loss": None, "tokens_per_second": 14.0,
+             "device": "a CPU", "dtype": "float32", "precision": None},
+        ],
+        "card": {"model_name": "tiny", "num_train_examples": 3, "recipe": {}, "versions": {}, "tags": ["trl"],
+                 "base_model": None, "license": None, "dataset_name": None, "caveats": []},
+    }  # fmt: skip
+    (tmp_path / "trim_history.json").write_text(json.dumps(old))
+    history = TrimHistory.load(tmp_path)
+    assert (history.depth, history.dropped, history.drops[0].decode_tokens_per_second) == (4, (5, 4), 20.0)
+    before, after = history.untrimmed, history.trimmed
+    assert (before.depth, before.num_bytes, before.decode_tokens_per_second) == (6, 2400, 10.0)
+    assert (before.evaluation.accuracy, before.evaluation.num_examples, before.evaluation.loss) == (0.4, 24, 1.5)
+    assert (after.depth, after.evaluation, after.decode_tokens_per_second) == (4, None, 14.0)
+    assert history.card.tags == ("trl",) and history.card.paper is None
+    history.save(tmp_path)
+    assert TrimHistory.load(tmp_path) == history
+    assert history.format_version == 2
+
+
 def test_a_history_of_a_newer_format_is_refused(tmp_path):
     path = make_history().save(tmp_path)
-    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 99'))
+    path.write_text(path.read_text().replace('"format_version": 2', '"format_version": 99'))
     with pytest.raises(ValueError, match="`format_version`.*is 99.*Upgrade"):
         TrimHistory.load(tmp_path)
 

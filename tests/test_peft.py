@@ -60,7 +60,7 @@ def test_merged_it_is_a_standard_checkpoint(train, tmp_path):
     assert not (tmp_path / "out" / "adapter_config.json").exists()
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert loaded.config.num_hidden_layers == 4
-    assert trainer.history.measured("trimmed").num_parameters == loaded.num_parameters()
+    assert trainer.history.trimmed.num_parameters == loaded.num_parameters()
     before = logits(trainer.model)
     assert_close(logits(loaded), before, atol=2e-4, rtol=1e-3)
     with trainer.model.disable_adapter():
@@ -133,7 +133,7 @@ def test_qlora(is_merged, train, tmp_path):
     expected = logits_in_float32(trainer.model)
     trainer.save_model(str(tmp_path / "out"))
     assert (
-        trainer.history.measured("trimmed").num_parameters
+        trainer.history.trimmed.num_parameters
         == make_model(num_layers=4, hidden_size=64, intermediate_size=128, head_dim=16).num_parameters()
     )  # as they are, not as four bits are packed
     saved = json.loads((tmp_path / "out" / "config.json").read_text())

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from trim_trainer.cli.main import main
 from trim_trainer.data.quickstart import NUM_CHOICES, draw_icd10_examples, prepare_icd10, resolve_source
 from trim_trainer.recipe import build_trainer, parse_recipe
-from trim_trainer.training.duration import _forward_tokens
+from trim_trainer.training.duration import forward_tokens
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -204,7 +204,7 @@ def test_a_cpu_without_instructions_for_bf16_computes_in_float32(monkeypatch):
 def test_the_estimate_follows_the_schedule(local_recipe, options):
     def tokens(*more):
         recipe = parse_recipe(["--config", str(local_recipe), *options, *more])
-        return _forward_tokens(build_trainer(recipe))
+        return forward_tokens(build_trainer(recipe))
 
     assert tokens() < tokens("--trim_delay", "2") < 1.7 * tokens()  # drops later, trains deeper
     with pytest.raises(ValueError, match="To reach the target raise .*, or lower `trim_delay`"):

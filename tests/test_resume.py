@@ -42,9 +42,11 @@ def finish(output_dir, settings):
 
 def without_times(history):
     """The history but for what a clock says, and the name of its folder."""
-    measured = [dataclasses.replace(entry, tokens_per_second=None) for entry in history.measurements]
-    rounds = [dataclasses.replace(entry, seconds=0.0, tokens_per_second=None) for entry in history.rounds]
-    return dataclasses.replace(history, rounds=tuple(rounds), measurements=tuple(measured), card=None)
+    no_speed = {"decode_tokens_per_second": None}
+    measured = tuple(dataclasses.replace(entry, **no_speed) for entry in history.measurements)
+    rounds = tuple(dataclasses.replace(entry, seconds=0.0, **no_speed) for entry in history.rounds)
+    untrimmed = dataclasses.replace(history.untrimmed, **no_speed)
+    return dataclasses.replace(history, rounds=rounds, untrimmed=untrimmed, measurements=measured, card=None)
 
 
 def assert_equal_endings(one, other):
@@ -111,7 +113,7 @@ def test_the_floor_is_crossed_in_the_run_that_is_killed(whole_runs):
     assert history.stopped is not None and history.depth > BASE["target_layers"]
 
 
-@pytest.mark.parametrize("moment", ["_save_optimizer_and_scheduler", "_save_rng_state", "_calibrate", "_sync"])
+@pytest.mark.parametrize("moment", ["_save_optimizer_and_scheduler", "_save_rng_state", "score", "sync_parameters"])
 def test_killed_inside_a_save_a_scan_or_a_drop(moment, tmp_path, whole_runs):
     folder = tmp_path / "run"
     process = CONTEXT.Process(target=_die_inside, args=(str(folder), moment))
@@ -127,19 +129,21 @@ def test_killed_inside_a_save_a_scan_or_a_drop(moment, tmp_path, whole_runs):
 def _die_inside(output_dir, moment):
     """Run, and be killed inside the second call of a method, or the third scan."""
     from trim_trainer import TrimTrainer
+    from trim_trainer.training.trimming import Trimming
 
-    original, calls = getattr(TrimTrainer, moment), []
+    owner = Trimming if moment == "score" else TrimTrainer
+    original, calls = getattr(owner, moment), []
 
     def dying(self, *args, **kwargs):
         calls.append(moment)
-        if len(calls) == (3 if moment == "_calibrate" else 2):
-            if moment == "_sync":  # layers are gone, the optimizer does not know it yet
+        if len(calls) == (3 if moment == "score" else 2):
+            if moment == "sync_parameters":  # layers are gone, the optimizer does not know it yet
                 os.kill(os.getpid(), signal.SIGKILL)
             original(self, *args, **kwargs)
             os.kill(os.getpid(), signal.SIGKILL)
         return original(self, *args, **kwargs)
 
-    setattr(TrimTrainer, moment, dying)
+    setattr(owner, moment, dying)
     run(output_dir, SETTINGS["sparse update"])
 
 

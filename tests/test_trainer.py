@@ -5,43 +5,13 @@ import sys
 import pytest
 import torch
 import zoo
-from conftest import NUM_LAYERS, make_examples, make_model
+from conftest import NUM_LAYERS, TRAINING, make_examples, make_model
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForSequenceClassification
 from trl import SFTConfig, SFTTrainer
 
 from trim_trainer import TrimConfig, TrimHistory, TrimTrainer, verify_checkpoint
 from trim_trainer.architectures.modules import find_layers
-
-BASE = {
-    "use_cpu": True,
-    "bf16": False,
-    "max_steps": 16,
-    "per_device_train_batch_size": 4,
-    "learning_rate": 1e-2,
-    "logging_steps": 1,
-    "report_to": "none",
-    "save_strategy": "no",
-    "disable_tqdm": True,
-    "seed": 3,
-}
-
-
-@pytest.fixture
-def make_trainer(sets, tokenizer, tmp_path):
-    """Returns a factory of trainers on the tiny model; keyword arguments go to the config or to the trainer."""
-
-    def make(
-        trainer_class=TrimTrainer, config_class=TrimConfig, model=None, calibration=True, output_dir="run", **fields
-    ):
-        train, evaluation, calibration_set = sets
-        options = {"calibration_dataset": calibration_set} if calibration and trainer_class is TrimTrainer else {}
-        options |= {name: fields.pop(name) for name in ("train_dataset", "peft_config", "callbacks") if name in fields}
-        args = config_class(output_dir=str(tmp_path / output_dir), **(BASE | fields))
-        options = {"train_dataset": train, "eval_dataset": evaluation} | options
-        return trainer_class(model or make_model(), args, processing_class=tokenizer, **options)
-
-    return make
 
 
 def losses(trainer):
@@ -109,8 +79,8 @@ def test_it_reaches_the_target_and_leaves_a_standard_checkpoint(make_trainer, tm
     assert [a_round.step for a_round in history.drops] == [1, 2, 3]
     assert [a_round.depth_after for a_round in history.drops] == [5, 4, 3]
     assert history.calibration_size == 12 and history.calibration_metric == "accuracy"
-    before, after = history.measured("untrimmed"), history.measured("trimmed")
-    assert (before.depth, after.depth, after.num_examples) == (6, 3, 24)
+    before, after = history.untrimmed, history.trimmed
+    assert (before.depth, after.depth, after.evaluation.num_examples) == (6, 3, 24)
     assert after.num_parameters == sum(p.numel() for p in model.parameters()) < before.num_parameters
     logged = [entry["trim_depth"] for entry in trainer.state.log_history if "trim_depth" in entry]
     assert logged == [5, 4, 3]
@@ -128,8 +98,8 @@ def test_both_depths_are_timed_at_the_end(make_trainer, monkeypatch):
     trainer = make_trainer(target_layers=3)
     trainer.train()
     assert timed == [[6, 3]]
-    before, after = trainer.history.measured("untrimmed"), trainer.history.measured("trimmed")
-    assert (before.tokens_per_second, after.tokens_per_second) == (30.0, 60.0)
+    before, after = trainer.history.untrimmed, trainer.history.trimmed
+    assert (before.decode_tokens_per_second, after.decode_tokens_per_second) == (30.0, 60.0)
 
 
 def test_each_drop_is_the_layer_that_hurts_least(make_trainer):
@@ -202,14 +172,14 @@ def test_depths_on_the_way_are_kept_as_checkpoints(make_trainer, tmp_path):
         folder = tmp_path / "run" / f"depth-{depth}"
         assert AutoModelForCausalLM.from_pretrained(folder).config.num_hidden_layers == depth
         history = TrimHistory.load(folder)
-        assert history.depth == history.measured("trimmed").depth == depth
+        assert history.depth == history.trimmed.depth == depth
         assert f"num_hidden_layers` is {depth}" in (folder / "README.md").read_text()
 
 
 def test_crossing_the_quality_floor_restores_the_last_good_depth(make_trainer):
     trainer = make_trainer(target_layers=2, max_metric_drop=0.05, calibration_metric="loss")
     metrics = iter([1.0, 1.04, 1.2])  # at depth 6, 5 and 4: the third is below the floor
-    calibrate, at_depth = trainer._calibrate, {}
+    calibrate, at_depth = trainer.trimming.score, {}
 
     def fixed_metric():
         scored = calibrate()
@@ -218,16 +188,16 @@ def test_crossing_the_quality_floor_restores_the_last_good_depth(make_trainer):
             return type(scored)(scored.scores, scored.activation_norms, next(metrics))
         return scored
 
-    trainer._calibrate = fixed_metric
+    trainer.trimming.score = fixed_metric
     restored = []
-    roll_back = trainer._roll_back
+    roll_back = trainer.trimming.roll_back
 
     def roll_back_and_look(metric):
         roll_back(metric)
         restored.append((trainer.state.global_step, weights(trainer)))
 
-    trainer._roll_back = roll_back_and_look
-    trainer._calibration_metric = lambda: 1.0
+    trainer.trimming.roll_back = roll_back_and_look
+    trainer.trimming.measure_metric = lambda: 1.0
     trainer.train()
     assert trainer.history.depth == trainer.model.config.num_hidden_layers == 5
     assert "was 1.2 at depth 4 and 1 before the first drop" in trainer.history.stopped
@@ -299,7 +269,7 @@ def test_bad_input_is_refused_before_training(fields, message, make_trainer):
 
 def test_overlapping_sets_are_refused(sets, tokenizer, tmp_path):
     train, evaluation, _ = sets
-    args = TrimConfig(output_dir=str(tmp_path), target_layers=4, **BASE)
+    args = TrimConfig(output_dir=str(tmp_path), target_layers=4, **TRAINING)
     with pytest.raises(ValueError, match="shares 3 example"):
         TrimTrainer(
             make_model(), args, train_dataset=train, eval_dataset=evaluation, processing_class=tokenizer,
@@ -364,7 +334,7 @@ def test_a_criterion_of_the_user_chooses(sets, tokenizer, tmp_path):
         return torch.arange(calibration.num_layers, dtype=torch.float32)
 
     train, evaluation, calibration = sets
-    args = TrimConfig(output_dir=str(tmp_path / "run"), target_layers=4, **BASE)
+    args = TrimConfig(output_dir=str(tmp_path / "run"), target_layers=4, **TRAINING)
     trainer = TrimTrainer(
         make_model(), args, train_dataset=train, eval_dataset=evaluation, processing_class=tokenizer,
         calibration_dataset=calibration, importance=first_layer,

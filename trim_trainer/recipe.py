@@ -2,7 +2,7 @@
 
 import difflib
 import logging
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from .data.quickstart import resolve_source
 from .data.sources import load_source
 from .records.settings import changed_settings, read_settings
 from .training.config import TrimConfig
+from .training.hooks import options_of
 from .training.trainer import TrimTrainer
 
 logger = logging.getLogger(__name__)
@@ -93,6 +94,10 @@ class Recipe:
     training_args: TrimConfig
     model_args: ModelConfig
 
+    def replace(self, **changes) -> "Recipe":
+        """The same recipe with other values of some fields of `training_args`, which are checked again."""
+        return replace(self, training_args=replace(self.training_args, **changes))
+
     @property
     def settings(self) -> dict[str, Any]:
         """What differs from the defaults, as a recipe that repeats the run."""
@@ -117,11 +122,11 @@ def parse_recipe(arguments: list[str], **kwargs) -> Recipe:
     parser.set_defaults(use_cpu=not torch.accelerator.is_available())
     if "--config" in arguments:
         path = Path(arguments[arguments.index("--config") + 1])
-        check_keys(path, read_settings(path), {action.dest for action in parser._actions})
+        check_keys(path, read_settings(path), options_of(parser))
     recipe = Recipe(*parser.parse_args_and_config(arguments))
     if recipe.training_args.bf16 and recipe.training_args.use_cpu and not has_fast_bf16_on_cpu():
         logger.info("This CPU has no instructions for bf16, which would be slower by far: computing in float32.")
-        return Recipe(*parser.parse_args_and_config([*arguments, "--bf16", "false"]))
+        return recipe.replace(bf16=False)
     return recipe
 
 

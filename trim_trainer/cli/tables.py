@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ..comparison.methods import METHODS
+from ..comparison.methods import METHODS, RECIPE
 
 
 def describe_drop(history, state) -> str:
@@ -15,7 +15,7 @@ def describe_drop(history, state) -> str:
     layers = ", ".join(f"{layer} (score {last.score_of(layer):+.4f})" for layer in last.dropped)
     return (
         f"step {last.step}/{state.max_steps}: dropped layer {layers}; {history.calibration_metric} {last.metric:.3f} "
-        f"→ {last.metric_after:.3f}; {last.depth_after} layers left; {last.tokens_per_second:.1f} tokens/s; "
+        f"→ {last.metric_after:.3f}; {last.depth_after} layers left; {last.decode_tokens_per_second:.1f} tokens/s; "
         f"{last.seconds:.0f} s"
     )
 
@@ -23,18 +23,20 @@ def describe_drop(history, state) -> str:
 def print_summary(trainer) -> None:
     """Print the closing table: before, after, and where the result is."""
     history = trainer.history
-    before, after = history.measured("untrimmed"), history.measured("trimmed")
+    before, after = history.untrimmed, history.trimmed
     table = Table("", "before training", "after", title=f"{history.num_layers} → {history.depth} layers")
+    qualities = [before.evaluation, after.evaluation]
+    num_examples = None if after.evaluation is None else after.evaluation.num_examples
     rows = [
-        ("layers", "depth", "{:d}"),
-        ("parameters", "num_parameters", "{:,}"),
-        (f"accuracy (n = {after.num_examples})", "accuracy", "{:.3f}"),
-        ("accuracy of the most frequent answer", "majority_accuracy", "{:.3f}"),
-        ("loss (nats per scored token)", "loss", "{:.4f}"),
-        ("tokens/s, greedy, batch of one", "tokens_per_second", "{:.1f}"),
+        ("layers", [before, after], "depth", "{:d}"),
+        ("parameters", [before, after], "num_parameters", "{:,}"),
+        (f"accuracy (n = {num_examples})", qualities, "accuracy", "{:.3f}"),
+        ("accuracy of the most frequent answer", qualities, "majority_accuracy", "{:.3f}"),
+        ("loss (nats per scored token)", qualities, "loss", "{:.4f}"),
+        ("tokens/s, greedy, batch of one", [before, after], "decode_tokens_per_second", "{:.1f}"),
     ]
-    for label, name, form in rows:
-        values = [getattr(measured, name) for measured in (before, after)]
+    for label, measured, name, form in rows:
+        values = [getattr(each, name, None) for each in measured]
         if None not in values:
             table.add_row(label, *(form.format(value) for value in values))
     Console().print(table)
@@ -60,19 +62,19 @@ def print_layers(report) -> None:
 
 def print_checkpoints(reports) -> None:
     """Print checkpoints side by side, one column each."""
-    tasks = list(dict.fromkeys(task for report in reports for task in report.quality))
+    tasks = list(dict.fromkeys(task for report in reports for task in report.measured.quality))
     table = Table("", *(report.model for report in reports))
     rows = [
-        ("layers", lambda report: f"{report.depth}"),
-        ("parameters", lambda report: f"{report.num_parameters:,}"),
-        ("weights in memory", lambda report: f"{report.num_bytes / 1e6:,.0f} MB"),
-        ("peak memory", lambda report: f"{report.peak_memory_bytes / 1e6:,.0f} MB"),
-        ("seconds to load", lambda report: f"{report.load_seconds:.2f}"),
-        ("decoding, tokens/s", lambda report: f"{report.decode_tokens_per_second:.1f}"),
-        ("prefill, tokens/s", lambda report: f"{report.prefill_tokens_per_second:.0f}"),
+        ("layers", lambda report: f"{report.measured.depth}"),
+        ("parameters", lambda report: f"{report.measured.num_parameters:,}"),
+        ("weights in memory", lambda report: f"{report.measured.num_bytes / 1e6:,.0f} MB"),
+        ("peak memory", lambda report: f"{report.measured.peak_memory_bytes / 1e6:,.0f} MB"),
+        ("seconds to load", lambda report: f"{report.measured.load_seconds:.2f}"),
+        ("decoding, tokens/s", lambda report: f"{report.measured.decode_tokens_per_second:.1f}"),
+        ("prefill, tokens/s", lambda report: f"{report.measured.prefill_tokens_per_second:.0f}"),
     ]
     for task in tasks:
-        n = reports[0].quality[task].num_examples
+        n = reports[0].measured.quality[task].num_examples
         for name, form in (
             ("accuracy", ".3f"),
             ("majority_accuracy", ".3f"),
@@ -80,10 +82,12 @@ def print_checkpoints(reports) -> None:
             ("perplexity", ".3f"),
         ):
             title = f"{task}: {name.replace('_', ' ').replace('f1', 'F1')} (n = {n})"
-            rows.append((title, lambda report, task=task, name=name, form=form: _of(report.quality[task], name, form)))
+            rows.append(
+                (title, lambda report, task=task, name=name, form=form: _of(report.measured.quality[task], name, form))
+            )
         rows.append((f"{task}: accuracy by lm_eval", lambda report, task=task: _lm_eval(report, task)))
     print_rows(table, ((title, *(cell(report) for report in reports)) for title, cell in rows))
-    print(f"{reports[0].device}, {', '.join(dict.fromkeys(report.dtype for report in reports))}.")
+    print(f"{reports[0].measured.device}, {', '.join(dict.fromkeys(report.measured.dtype for report in reports))}.")
 
 
 def _lm_eval(report, task: str) -> str:
@@ -116,9 +120,9 @@ def print_comparison(rows) -> None:
 
 def describe_cell(result) -> str:
     """One line about a run of a comparison."""
-    cell, quality = result.cell, result.quality["recipe"]
-    good = f"accuracy {quality['accuracy']:.3f}" if quality["accuracy"] is not None else f"loss {quality['loss']:.4f}"
+    cell, quality = result.cell, result.measured.quality[RECIPE]
+    good = f"accuracy {quality.accuracy:.3f}" if quality.accuracy is not None else f"loss {quality.loss:.4f}"
     return (
-        f"{METHODS[cell.method].title}, {result.depth} layers, seed {cell.seed}, lr {cell.learning_rate:g}: {good}, "
+        f"{METHODS[cell.method].title}, {result.measured.depth} layers, seed {cell.seed}, lr {cell.learning_rate:g}: {good}, "
         f"{result.train_seconds:.0f} s"
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..evaluation.isolation import run_alone
 from ..evaluation.tasks import Task
+from ..recipe import Recipe
 from .cells import RESULT, Cell, CellResult, run_cell
 from .methods import METHODS
 
@@ -19,7 +20,7 @@ logger = logging.getLogger(__name__)
 class Comparison:
     """What to run."""
 
-    arguments: tuple[str, ...]  # of `trim-trainer train`
+    recipe: Recipe
     methods: tuple[str, ...]
     depths: tuple[int, ...]
     seeds: tuple[int, ...]
@@ -55,13 +56,13 @@ class Comparison:
 
     def _cell(self, cell: Cell) -> CellResult:
         folder = cell.folder(self.output_dir)
-        settings = cell.recipe(list(self.arguments), folder).settings
+        settings = cell.recipe(self.recipe, folder).settings
         if (folder / RESULT).is_file():
             done = CellResult.load(folder)
             self._check_same(done, settings, folder)
-            if {task.name for task in self.tasks} < done.quality.keys():
+            if {task.name for task in self.tasks} < done.measured.quality.keys():
                 return done
-        run_alone(run_cell, cell, self.arguments, self.tasks, folder)
+        run_alone(run_cell, cell, self.recipe, self.tasks, folder)
         return CellResult.load(folder)
 
     def _check_same(self, done: CellResult, settings: dict[str, Any], folder: Path) -> None:

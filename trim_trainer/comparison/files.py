@@ -1,7 +1,6 @@
 """Table, picture and numbers of a comparison, written into its folder."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 from .picture import plot_rows
@@ -18,6 +17,6 @@ def save_report(rows: list[Row], directory: str | Path) -> None:
     header, body = tabulate(rows)
     lines = [f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *body)]
     (folder / TABLE).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    cells = [asdict(result) for row in rows for result in row.results]
+    cells = [result.to_plain() for row in rows for result in row.results]
     (folder / NUMBERS).write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
     plot_rows(rows, folder / PLOT)

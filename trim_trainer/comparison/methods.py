@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+RECIPE = "recipe"  # the evaluation set of the recipe itself, among those of a result
+
 
 @dataclass(frozen=True)
 class Method:

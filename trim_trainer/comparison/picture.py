@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..records.plots import ACCENT, INK, MUTED, label_by_depth
-from .methods import METHODS
+from .methods import METHODS, RECIPE
 from .rows import Row
 
 # Line styles that stay apart in black and white too.
@@ -21,12 +21,12 @@ NUM_LAYERS_BESIDE = 0.1  # by which the points of two methods are apart
 
 def plot_rows(rows: list[Row], path: str | Path) -> None:
     """Draw the accuracy (or, without choices, the loss) against depth, one line per method, full depth as a band."""
-    name = "accuracy" if any(row.quality("recipe", "accuracy") for row in rows) else "loss"
+    name = "accuracy" if any(row.quality(RECIPE, "accuracy") for row in rows) else "loss"
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     axes = figure.subplots()
     lines: dict[str, dict[int, tuple]] = {}
     for row in rows:
-        lines.setdefault(row.method, {})[row.depth] = row.quality("recipe", name)
+        lines.setdefault(row.method, {})[row.depth] = row.quality(RECIPE, name)
     draw_methods(axes, lines)
     label_by_depth(axes, f"{name} on the evaluation set", "Bars and band: 95 % confidence interval")
     figure.savefig(path, dpi=120, metadata={"Software": None})

@@ -24,7 +24,8 @@ class Row:
 
     def mean(self, name: str) -> float:
         """Of a field of the results."""
-        return statistics.fmean(getattr(result, name) for result in self.results)
+        found = [result if hasattr(result, name) else result.measured for result in self.results]
+        return statistics.fmean(getattr(each, name) for each in found)
 
     def quality(self, task: str, name: str) -> tuple[float, float, float] | None:
         """Mean and 95 % confidence interval; None: not measured.
@@ -32,11 +33,12 @@ class Row:
         Over several seeds the interval is Student's t over them, of a share no wider than 0 to 1. An accuracy of one
         seed has Wilson's, any other figure of one seed no interval (both ends are the figure).
         """
-        values = [result.quality[task][name] for result in self.results if task in result.quality]
+        found = [result.measured.quality[task] for result in self.results if task in result.measured.quality]
+        values = [getattr(quality, name) for quality in found]
         if not values or None in values:
             return None
         if len(values) == 1 and name == "accuracy":
-            return values[0], *wilson_interval(values[0], self.results[0].quality[task]["num_examples"])
+            return values[0], *wilson_interval(values[0], found[0].num_examples)
         mean, low, high = students_t(values)
         return (mean, max(0.0, low), min(1.0, high)) if name in SHARES else (mean, low, high)
 
@@ -51,7 +53,7 @@ class Row:
         return students_t(differences) if differences else None
 
     def _by_seed(self, task: str, name: str) -> dict[int, float]:
-        values = {result.cell.seed: result.quality.get(task, {}).get(name) for result in self.results}
+        values = {result.cell.seed: getattr(result.measured.quality.get(task), name, None) for result in self.results}
         return {seed: value for seed, value in values.items() if value is not None}
 
 

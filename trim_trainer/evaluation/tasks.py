@@ -10,6 +10,7 @@ from ..data.examples import ScoredExample
 from ..data.tokens import tokenize_examples
 from ..recipe import RecipeArguments, check_keys, load_splits, make_parser, take
 from ..records.settings import read_settings
+from ..training.hooks import options_of
 
 TEXT = "text"  # column of running text, of which the perplexity is measured
 
@@ -67,7 +68,7 @@ def read_task(path: str | Path, limit: int | None = None) -> Task:
     """
     path = Path(path)
     settings = read_settings(path)
-    check_keys(path, settings, {action.dest for action in make_parser()._actions})
+    check_keys(path, settings, options_of(make_parser()))
     known = {field.name for field in fields(RecipeArguments)}
     script = RecipeArguments(**{key: value for key, value in settings.items() if key in known})
     return Task(path.stem, script, limit or script.max_eval_samples)

@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData, RepoCard
 from ..records.facts import CardFacts
 from ..records.files import IMPORTANCE_PLOT, METRIC_PLOT
 from ..records.history import TrimHistory
-from ..records.measurement import Measurement
+from ..records.measurement import Measurement, Quality
 from ..records.statistics import wilson_interval
 
 # Between these marks a card is generated; outside of them it belongs to people.
@@ -26,6 +26,18 @@ class Member:
     measured: Measurement | None
     depth: int
     num_weight_bytes: int
+
+    @property
+    def quality(self) -> Quality:
+        """On the run's own evaluation set."""
+        return _quality_of(self.measured)
+
+
+_NOT_MEASURED = Quality(num_examples=None, num_tokens=None, loss=None)
+
+
+def _quality_of(measured: Measurement | None) -> Quality:
+    return (measured and measured.evaluation) or _NOT_MEASURED
 
 
 def render_card(
@@ -58,15 +70,17 @@ def render_card(
         repo_id=repo_id,
         revision=revision,
         family=family,
-        before=history.measured("untrimmed"),
-        after=_measured_now(history),
+        before=history.untrimmed,
+        after=history.trimmed,
+        quality_before=_quality_of(history.untrimmed),
+        quality_after=_quality_of(history.trimmed),
         recipe=yaml.safe_dump(facts.recipe, sort_keys=False),
         importance_plot=IMPORTANCE_PLOT if history.rounds else None,
         metric_plot=METRIC_PLOT if history.drops else None,
     )
 
 
-def _accuracy_with_interval(measured: Measurement) -> str:
+def _accuracy_with_interval(measured: Quality) -> str:
     shown = f"{100 * measured.accuracy:.1f} %"
     if measured.num_examples is None:
         return shown
@@ -96,8 +110,7 @@ def merge_cards(existing: str | None, generated: str) -> str:
 def card_metadata(history: TrimHistory, facts: CardFacts) -> ModelCardData:
     """Return the YAML head, by the Hub's rules for each field."""
     datasets = [facts.dataset_name] if facts.dataset_name and is_hub_id(facts.dataset_name) else None
-    measured = _measured_now(history)
-    results = list(_eval_results(measured, facts)) if measured else None
+    results = list(_eval_results(_quality_of(history.trimmed), facts))
     return ModelCardData(
         base_model=facts.base_model,
         license=facts.license,
@@ -111,13 +124,7 @@ def card_metadata(history: TrimHistory, facts: CardFacts) -> ModelCardData:
     )
 
 
-def _measured_now(history: TrimHistory) -> Measurement | None:
-    """The measurement of the trimmed model, unless it was taken at another depth."""
-    measured = history.measured("trimmed")
-    return measured if measured is not None and measured.depth == history.depth else None
-
-
-def _eval_results(measured: Measurement, facts: CardFacts) -> Iterable[EvalResult]:
+def _eval_results(measured: Quality, facts: CardFacts) -> Iterable[EvalResult]:
     if measured.accuracy is None or facts.dataset_name is None:
         return
     yield EvalResult(

@@ -17,7 +17,6 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash
 
-from ..records.facts import CardFacts
 from ..records.files import CARD_NAME
 from .card import Member, merge_cards, render_card
 from .staging import Staged, StagingError, as_bytes, check_text, sha256, stage
@@ -131,11 +130,11 @@ def _reason(error: Exception) -> str:
 
 def _with_card(run: _Run, staged: Staged, family: list[Staged]) -> Staged:
     """Render the card of a revision, with the whole family in it, and let the Hub's rules check it."""
-    facts = CardFacts.of(staged.history)
+    facts = staged.history.card
     if facts.license is None and facts.base_model is not None:
         facts = replace(facts, license=_license_of(run.api, facts.base_model))
     members = tuple(
-        Member(each.revision, each.history.measured("trimmed"), each.history.depth, each.num_weight_bytes)
+        Member(each.revision, each.history.trimmed, each.history.depth, each.num_weight_bytes)
         for each in reversed(family)
     )
     name = run.repo_id.split("/")[-1]

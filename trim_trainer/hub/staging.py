@@ -11,6 +11,7 @@ from huggingface_hub.utils import filter_repo_objects
 from huggingface_hub.utils.sha import sha_fileobj
 from safetensors import SafetensorError, safe_open
 
+from ..records.facts import CardFacts
 from ..records.files import ADAPTER_DIR, DEPTH_DIR, HISTORY_NAME, RECIPE_NAME
 from ..records.history import TrimHistory
 from ..records.settings import read_settings, without_local_paths
@@ -77,8 +78,8 @@ def _stage_one(folder: Path, revision: str, repo_id: str) -> Staged:
     history = TrimHistory.load(folder)
     if history.card is None:
         raise StagingError(f"{HISTORY_NAME} in {str(folder)!r} has no `card`: save the model again with this version.")
-    recipe = without_local_paths(history.card["recipe"])
-    history = replace(history, card=without_local_paths(history.card) | {"recipe": recipe})
+    facts = CardFacts(**without_local_paths(vars(history.card)))
+    history = replace(history, card=replace(facts, recipe=without_local_paths(facts.recipe)))
     files[HISTORY_NAME] = (history.to_json() + "\n").encode()
     if RECIPE_NAME in files:
         files[RECIPE_NAME] = _share_recipe(files[RECIPE_NAME])

@@ -1,9 +1,7 @@
 """What a model card says beside the history, as plain data."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
-
-from .history import TrimHistory
 
 
 @dataclass(frozen=True)
@@ -22,12 +20,6 @@ class CardFacts:
     caveats: tuple[str, ...] = ()  # runtimes that would compute something else
 
     @classmethod
-    def of(cls, history: TrimHistory) -> "CardFacts":
-        """The facts that were saved with a history."""
-        return cls(
-            **{name: tuple(value) if isinstance(value, list) else value for name, value in history.card.items()}
-        )
-
-    def to_plain(self) -> dict[str, Any]:
-        """The facts as JSON knows them."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+    def from_plain(cls, data: dict[str, Any]) -> "CardFacts":
+        """Read the facts as JSON knows them."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})

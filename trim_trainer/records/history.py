@@ -5,10 +5,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from .facts import CardFacts
 from .files import HISTORY_NAME
-from .measurement import Measurement
+from .measurement import EVALUATION, Measurement
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had measurements by name, and one evaluation set
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Round:
     activation_norms: tuple[float, ...] | None = None
     dropped: tuple[int, ...] = ()
     metric_after: float | None = None  # on the calibration set, right after the drop; None: nothing was dropped
-    tokens_per_second: float | None = None  # greedy decoding right after the drop; None: not measured
+    decode_tokens_per_second: float | None = None  # greedy, right after the drop; None: not measured
     trained_layers: tuple[int, ...] | None = None  # None: all parameters train
     num_examples: tuple[int, ...] | None = None  # that each score comes from; None: all of the calibration set
 
@@ -53,11 +54,10 @@ class TrimHistory:
     calibration_size: int
     compensation_size: int = 0  # training examples on which layers in front of dropped ones took over
     rounds: tuple[Round, ...] = ()
-    measurements: tuple[Measurement, ...] = ()
+    untrimmed: Measurement | None = None  # before training
+    measurements: tuple[Measurement, ...] = ()  # of depths that were trained, one each
     stopped: str | None = None  # why dropping ended above the target; None: it did not
-    card: dict[str, Any] | None = (
-        None  # what the model card says beside this, as plain data; None: nothing was saved yet
-    )
+    card: CardFacts | None = None  # what the model card says beside this; None: nothing was saved yet
     format_version: int = field(default=FORMAT_VERSION)
 
     @property
@@ -91,16 +91,21 @@ class TrimHistory:
         """Original numbers of the layers that train now; None: all parameters do."""
         return self.rounds[-1].trained_layers if self.rounds else None
 
+    @property
+    def trimmed(self) -> Measurement | None:
+        """The measurement at the depth that is left now, after training; None: it was not measured."""
+        return self.measured(self.depth)
+
+    def measured(self, depth: int) -> Measurement | None:
+        """The measurement of the model trained at that depth, or None."""
+        return next((measurement for measurement in self.measurements if measurement.depth == depth), None)
+
     def add(self, entry: Round | Measurement) -> "TrimHistory":
-        """Return a history with one more round or measurement; a measurement replaces the one of its name."""
+        """Return a history with one more round or measurement; a measurement replaces the one of its depth."""
         if isinstance(entry, Round):
             return replace(self, rounds=(*self.rounds, entry))
-        others = tuple(measurement for measurement in self.measurements if measurement.name != entry.name)
+        others = tuple(measurement for measurement in self.measurements if measurement.depth != entry.depth)
         return replace(self, measurements=(*others, entry))
-
-    def measured(self, name: str) -> Measurement | None:
-        """The measurement of that name, or None."""
-        return next((measurement for measurement in self.measurements if measurement.name == name), None)
 
     def save(self, directory: str | Path) -> Path:
         """Write `trim_history.json` into `directory` and return its path."""
@@ -131,10 +136,39 @@ class TrimHistory:
                 f"`format_version` of {HISTORY_NAME} in {source!r} is {data['format_version']}, this version "
                 f"of trim_trainer reads up to {FORMAT_VERSION}. Upgrade trim_trainer."
             )
+        if data["format_version"] == 1:
+            data = _from_format_1(data)
         rounds = tuple(Round(**{key: _tuples(value) for key, value in entry.items()}) for entry in data.pop("rounds"))
-        measurements = tuple(Measurement(**entry) for entry in data.pop("measurements"))
-        return cls(rounds=rounds, measurements=measurements, **data)
+        measurements = tuple(Measurement.from_plain(entry) for entry in data.pop("measurements"))
+        untrimmed, card = data.pop("untrimmed"), data.pop("card")
+        return cls(
+            rounds=rounds,
+            measurements=measurements,
+            untrimmed=None if untrimmed is None else Measurement.from_plain(untrimmed),
+            card=None if card is None else CardFacts.from_plain(card),
+            **data,
+        )
 
 
 def _tuples(value):
     return tuple(value) if isinstance(value, list) else value
+
+
+def _from_format_1(data: dict[str, Any]) -> dict[str, Any]:
+    """The same history with measurements by depth, and quality by evaluation set."""
+    by_name = {entry["name"]: _measurement_from_format_1(entry) for entry in data["measurements"]}
+    rounds = [{_renamed(name): value for name, value in entry.items()} for entry in data["rounds"]]
+    untrimmed = by_name.pop("untrimmed", None)
+    new = {"rounds": rounds, "untrimmed": untrimmed, "measurements": list(by_name.values()), "format_version": 2}
+    return {"card": None} | data | new
+
+
+def _measurement_from_format_1(entry: dict[str, Any]) -> dict[str, Any]:
+    facts = {_renamed(name): value for name, value in entry.items()}
+    if entry.get("loss") is not None:
+        facts["quality"] = {EVALUATION: {"num_tokens": None} | facts}
+    return facts
+
+
+def _renamed(name: str) -> str:
+    return "decode_tokens_per_second" if name == "tokens_per_second" else name

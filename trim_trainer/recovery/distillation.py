@@ -4,9 +4,10 @@ from pathlib import Path
 
 import torch
 from torch.nn.functional import kl_div, log_softmax
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from ..checkpoints.loading import Source
 from ..data.examples import IGNORED
 from ..scoring.scored_positions import logits_of, scored_positions_only
 
@@ -32,13 +33,15 @@ class Teacher:
         self._targets: dict[bytes, tuple[torch.Tensor, torch.Tensor]] = {}
 
     @classmethod
-    def load(cls, name: str, temperature: float, student: PreTrainedModel, **options) -> "Teacher":
+    def load(
+        cls, name: str, temperature: float, student: PreTrainedModel, trust_remote_code: bool = False
+    ) -> "Teacher":
         """Load a checkpoint as the teacher of `student`, on its device.
 
         Raises:
             ValueError: it has another vocabulary.
         """
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=student.dtype, **options).to(student.device)
+        model = Source.of(name, trust_remote_code=trust_remote_code).load_model(student.dtype).to(student.device)
         sizes = [each.get_output_embeddings().weight.shape[0] for each in (model, student)]
         if sizes[0] != sizes[1]:
             raise ValueError(

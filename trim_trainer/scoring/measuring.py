@@ -1,7 +1,6 @@
 """Measured facts about a model as it is now: size, quality, speed, device."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
 
 import torch
 from transformers import PreTrainedModel
@@ -14,38 +13,41 @@ from ..surgery.drop import is_quantized
 from .layout import Layout
 from .quality import measure_quality
 from .speed import device_name, measure_tokens_per_second
+from .trial import choose_layout
 
 
 def measure_model(
-    name: str,
     model: PreTrainedModel,
-    examples: list[ScoredExample] | None,
-    layout: Layout | None,
-    tokens_per_second: float | None = None,
+    sets: dict[str, list[ScoredExample]],
+    layout: Layout | None = None,
+    batch_tokens: int | None = None,
+    **facts,
 ) -> Measurement:
     """Measure a model as it is now.
 
     Args:
-        name: Of the measurement.
         model: A causal LM.
-        examples: The evaluation set; None: quality is not measured.
-        layout: From `choose_layout`.
-        tokens_per_second: Of decoding; None: timed here.
+        sets: Evaluation sets by name; none, and empty ones: quality is not measured.
+        layout: From `choose_layout`; None: chosen for each set.
+        batch_tokens: Of one pass, at most.
+        facts: Fields of `Measurement` that are known already. Decoding is timed here unless it is among them.
     """
-    facts = {}
-    if examples:
-        facts = asdict(measure_quality(model, examples, layout))
-        facts.pop("num_tokens")
-        facts["precision"] = _precision(model)
+    quality = {
+        name: measure_quality(model, examples, layout or choose_layout(model, examples), batch_tokens)
+        for name, examples in sets.items()
+        if examples
+    }
     adapters = list(_adapter_parameters(model))  # merged when the model is saved
+    decoding = facts.pop("decode_tokens_per_second", None)
     return Measurement(
-        name=name,
         depth=len(find_layers(model)),
         num_parameters=model.num_parameters() - sum(parameter.numel() for parameter in adapters),
         num_bytes=None if is_quantized(model) else model.get_memory_footprint() - sum(_sizes(adapters)),
-        tokens_per_second=tokens_per_second or measure_tokens_per_second(model),
+        decode_tokens_per_second=decoding or measure_tokens_per_second(model),
         device=device_name(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
+        precision=_precision(model) if quality else None,
+        quality=quality,
         **facts,
     )
 

@@ -13,7 +13,7 @@ def log_drop(trainer: Trainer, a_round: Round) -> None:
         "trim_depth": a_round.depth_after,
         "trim_score": a_round.score_of(a_round.dropped[0]),
         f"trim_{trainer.history.calibration_metric}": a_round.metric_after,
-        "trim_tokens_per_second": a_round.tokens_per_second,
+        "trim_tokens_per_second": a_round.decode_tokens_per_second,
         "trim_layer": a_round.dropped[0],
     }
     # Reporters plot numbers only: layers that go together are logged one by one.

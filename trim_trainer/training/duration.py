@@ -17,9 +17,9 @@ NUM_SAMPLED = 100
 
 def estimate_seconds(trainer: TrimTrainer) -> float:
     """Estimate how long a trimming run will take, from the speed of the model's forward pass here and now."""
-    num_tokens = _forward_tokens(trainer)  # refuses a run that is too short
-    sample = trainer._calibration_examples[:8]
-    layout = trainer.layout
+    num_tokens = forward_tokens(trainer)  # refuses a run that is too short
+    sample = trainer.trimming.examples[:8]
+    layout = trainer.trimming.layout
     started = time.perf_counter()
     with trainer.accelerator.autocast():
         score_choices(trainer.model, sample, layout)
@@ -27,7 +27,7 @@ def estimate_seconds(trainer: TrimTrainer) -> float:
     return seconds_per_token * num_tokens
 
 
-def _forward_tokens(trainer: TrimTrainer) -> float:
+def forward_tokens(trainer: TrimTrainer) -> float:
     """Tokens that would have to go forward through the untrimmed model to take as long as the whole run."""
     args, history, dataset = trainer.args, trainer.history, trainer.train_dataset
     is_stream = isinstance(dataset, IterableDataset)
@@ -42,12 +42,12 @@ def _forward_tokens(trainer: TrimTrainer) -> float:
     mean_depth = schedule.mean_depth(num_epochs if args.trim_strategy == "epoch" else num_steps) / history.num_layers
     cost = UPDATE_COST["full" if args.sparse_update_ratio is None else "sparse"]
     training = num_steps * batch / args.world_size * sum(lengths) / len(lengths) * cost * mean_depth
-    calibration = sum(example.num_tokens for example in trainer._calibration_examples)
+    calibration = sum(example.num_tokens for example in trainer.trimming.examples)
     num_rounds = len(schedule.points) + 1
     # Half of each candidate's pass is shared with the others; the head runs for every one of them. After a drop the
     # calibration set is scored once more.
-    num_passes = 1 + (history.num_layers * 0.75 if find_criterion(trainer._criterion).scans else 1)
+    num_passes = 1 + (history.num_layers * 0.75 if find_criterion(trainer.trimming.criterion).scans else 1)
     mean_scanned = sum(schedule.depths) / len(schedule.depths) / history.num_layers
     scans = num_rounds * calibration * num_passes * mean_scanned
-    evaluation = sum(example.num_tokens for example in trainer._evaluation_examples) * 2
+    evaluation = sum(example.num_tokens for example in trainer.evaluation_examples) * 2
     return training + scans + evaluation

@@ -3,56 +3,61 @@
 import copy
 import logging
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
-from transformers import PreTrainedModel, Trainer
+from transformers import PretrainedConfig, PreTrainedModel, Trainer
 
-from ..architectures.droppable import droppable_layers
 from ..architectures.runtimes import runtime_caveats
 from ..checkpoints.whole import find_checkpoint
 from ..data.examples import ScoredExample
-from ..data.metrics import choose_metric, measure, scored_by
+from ..data.metrics import choose_metric, scored_by
 from ..data.tokens import draw_examples, tokenize_examples
-from ..importance.calibration import Settings
-from ..importance.choice import choose_layers
+from ..hub.publishing import publish
 from ..importance.criteria import CriterionLike, criterion_name
-from ..importance.scores import LayerScores, calibrate
-from ..records.history import Round, TrimHistory
+from ..records.files import DEPTH_DIR
+from ..records.history import TrimHistory
+from ..records.measurement import EVALUATION, Measurement
 from ..recovery.compensation import compensated
 from ..recovery.distillation import Teacher
 from ..recovery.projection import check_compensation
 from ..recovery.quality_floor import QualityFloor
-from ..scoring.layout import Layout
 from ..scoring.measuring import measure_model
 from ..scoring.processes import from_main
-from ..scoring.scan import score_choices
 from ..scoring.scored_positions import scored_positions_only, scores_every_position
-from ..scoring.speed import measure_in_turns, measure_tokens_per_second
-from ..scoring.trial import choose_layout
+from ..scoring.speed import measure_in_turns
 from ..surgery.drop import is_quantized
 from ..surgery.full_depth import full_depth_twin
 from ..surgery.optimizer import sync_optimizer
 from ..surgery.wrapping import rewrap
 from ..surgery.zero import rebuild_engine
-from .checkpointing import CheckpointingTrainer
-from .checks import check_compensated_settings, check_distillation, check_model, check_output_dir, split_calibration
+from .card_files import collect_facts, write_card
+from .checks import (
+    check_compensated_settings,
+    check_distillation,
+    check_model,
+    check_output_dir,
+    split_calibration,
+)
 from .config import TrimConfig
 from .drop_log import log_drop
+from .hooks import HookedTrainer, TrimCallback
+from .pushing import report_failures, start_pushes
+from .saving import clear_checkpoint, save_trimmed
 from .schedule import TrimSchedule, plan_schedule
-from .sparse_update import choose_trained_layers, freeze_all_but
+from .trimming import Trimming, TrimSettings
 
 logger = logging.getLogger(__name__)
 
-NUM_RUNS_AT_DROPS = 1  # of timed decoding: a curve for the card, not the figure that it states
 
-
-class TrimTrainer(CheckpointingTrainer):
+class TrimTrainer(HookedTrainer):
     """Fine-tunes a causal LM and drops decoder layers while it trains (TrimLLM, arXiv 2412.11242).
 
     Takes the arguments of [`trl.SFTTrainer`], and `calibration_dataset`. With an [`SFTConfig`], or a [`TrimConfig`]
@@ -65,13 +70,16 @@ class TrimTrainer(CheckpointingTrainer):
             columns `choices` and `answer` beside `prompt` and `completion`. None: `calibration_size` examples are held
             out of the training set.
         importance: A criterion of your own in place of `args.importance`: a function that takes a
-            [`~importance.Calibration`] and returns one number per layer, higher = keep.
+            [`~trim_trainer.Calibration`] and returns one number per layer, higher = keep.
 
     Raises:
         ValueError: a setting, a data set or the model cannot be trimmed; before anything is trained.
     """
 
     is_compared = False  # with trimming runs: without a target, computes as they do, not bit for bit as SFTTrainer
+    recipe: dict[str, Any] | None = None  # what `recipe.yaml` says; None: the settings that are not default
+    trimming: Trimming | None = None  # None: this run drops nothing
+    teacher: Teacher | None = None
 
     def __init__(
         self,
@@ -85,6 +93,7 @@ class TrimTrainer(CheckpointingTrainer):
         importance: CriterionLike | None = None,
         **kwargs,
     ):
+        self._pushes: list[Future] = []  # in the background
         is_trimming = isinstance(args, TrimConfig) and args.is_trimming
         if is_trimming:
             num_layers, target = check_model(model, args, kwargs.get("peft_config"))
@@ -94,154 +103,64 @@ class TrimTrainer(CheckpointingTrainer):
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, *others, **kwargs)
         if getattr(args, "distill_from", None) is not None:
             check_distillation(self)
-            self._teacher = Teacher.load(
+            self.teacher = Teacher.load(
                 args.distill_from, args.distill_temperature, self.causal_lm, trust_remote_code=args.trust_remote_code
             )
         if not is_trimming:
             return
         if args.compensation_size:
             check_compensated_settings(self)
-        calibration_examples = self._tokenize_examples(calibration_dataset)
-        self._evaluation_examples = self._tokenize_examples(eval_dataset) if isinstance(eval_dataset, Dataset) else []
-        self._criterion = importance or args.importance
-        metric = choose_metric(args.calibration_metric, calibration_examples)
-        self._calibration_examples = scored_by(metric, calibration_examples)
-        self._floor = QualityFloor(args.max_metric_drop, metric)
-        self._keep_untrimmed()
-        self._untrimmed_config = copy.deepcopy(self.causal_lm.config)
-        self.history = TrimHistory(
+        examples = self.tokenize_examples(calibration_dataset)
+        self.evaluation_examples = self.tokenize_examples(eval_dataset) if isinstance(eval_dataset, Dataset) else []
+        self._untrimmed_config: PretrainedConfig = copy.deepcopy(self.causal_lm.config)
+        self.trimming = self._make_trimming(examples, importance or args.importance, num_layers, target)
+        self.add_callback(TrimCallback(self._trim))
+
+    def _make_trimming(
+        self, examples: list[ScoredExample], criterion: CriterionLike, num_layers: int, target: int
+    ) -> Trimming:
+        args, metric = self.args, choose_metric(self.args.calibration_metric, examples)
+        examples = scored_by(metric, examples)
+        history = TrimHistory(
             num_layers=num_layers,
             target_layers=target,
-            importance=criterion_name(self._criterion),
+            importance=criterion_name(criterion),
             calibration_metric=metric,
-            calibration_size=len(self._calibration_examples),
+            calibration_size=len(examples),
             compensation_size=args.compensation_size,
         )
-
-    # The algorithm.
-
-    def _trim(self, depth: int) -> None:
-        """Drop layers until `depth` of them are left; stop at the quality floor."""
-        while self.history.depth > depth and self.history.stopped is None:
-            scored = self._calibrate()
-            if self._floor.is_crossed(scored.metric):
-                self._roll_back(scored.metric)
-                return
-            self._save_depth()
-            self._floor.keep(scored.metric, self.model, self.optimizer, self.history)
-            number = min(self.args.layers_per_trim, self.history.depth - depth)
-            dropped = from_main(choose_layers(scored, self._criterion, number, self._droppable))
-            if not dropped:
-                self._stop("no layer that is left can be dropped")
-                return
-            trained = self._drop(dropped, scored)
-            self._record(scored, dropped, trained)
-
-    def _droppable(self, chosen: tuple[int, ...] = ()) -> set[int]:
-        """Layers (numbers of the model as it is now) that can go in addition to `chosen`."""
-        protected = {self.history.kept.index(layer) for layer in self.args.protected_layers or ()}
-        return set(droppable_layers(self.causal_lm, chosen)) - protected
-
-    def _calibrate(self) -> LayerScores:
-        """Score every layer that is left: how good is the model on the calibration set without it?"""
-        settings = Settings(
-            self.history.calibration_metric,
-            self.layout,
-            self.args.scan_batch_tokens,
-            self.args.layers_per_trim,
-            self.args.racing_confidence,
-            self.args.seed + self.state.global_step,
+        trimming = Trimming(
+            self,
+            history,
+            criterion,
+            examples,
+            TrimSettings(
+                seed=args.seed,
+                scan_batch_tokens=args.scan_batch_tokens,
+                layers_per_trim=args.layers_per_trim,
+                racing_confidence=args.racing_confidence,
+                sparse_update_ratio=None if is_peft_model(self.model) else args.sparse_update_ratio,
+                protected_layers=tuple(args.protected_layers or ()),
+            ),
+            QualityFloor(args.max_metric_drop, metric),
+            other_examples=self.evaluation_examples,
+            on_round=lambda a_round: log_drop(self, a_round),
+            before_drop=self._keep_depth,
         )
-        with self._scoring():
-            examples = self._calibration_examples
-            return from_main(calibrate(self.causal_lm, examples, self._criterion, settings, self._droppable()))
+        if args.load_best_model_at_end:
+            trimming.keep_untrimmed()
+        return trimming
 
-    def _drop(self, dropped: tuple[int, ...], scored: LayerScores) -> tuple[int, ...] | None:
-        """Drop layers (numbers of the model as it is now), choose which of the others train, tell the optimizer.
+    @property
+    def history(self) -> TrimHistory | None:
+        """What was dropped and measured so far; None: this run drops nothing."""
+        return None if self.trimming is None else self.trimming.history
 
-        Returns:
-            Numbers, before the drop, of the layers that train from now on; None: all parameters do.
-        """
-        kept, trained = self.history.kept, self.history.trained_layers
-        left = [layer for layer in range(len(kept)) if layer not in dropped]
-        with self.compensated(dropped):
-            self._take_out(dropped)
-        if trained is not None:
-            still_trained = [new for new, old in enumerate(left) if kept[old] in trained]
-            scores = tuple(scored.scores[old] for old in left)
-            chosen = choose_trained_layers(
-                scores, self.args.sparse_update_ratio, self.history.num_layers, still_trained
-            )
-            freeze_all_but(self.model, chosen)
-            trained = tuple(left[new] for new in chosen)
-        self._sync()
-        return trained
-
-    def compensated(self, dropped: tuple[int, ...]) -> AbstractContextManager[None]:
-        """Drop layers within; those in front of them take over what they added, if `compensation_size` asks for it."""
-        examples, args = self.compensation_examples, self.args
-        return compensated(self.causal_lm, dropped, examples, args.scan_batch_tokens, self.accelerator.autocast)
-
-    @cached_property
-    def compensation_examples(self) -> list[ScoredExample]:
-        """`compensation_size` examples of the training set, drawn once.
-
-        Raises:
-            ValueError: the run cannot compensate.
-            UnsupportedArchitectureError: the layers of the model cannot.
-        """
-        args = self.args
-        if args.compensation_size == 0:
-            return []
-        check_compensated_settings(self)
-        options = {"max_length": args.max_length, "text_field": args.dataset_text_field}
-        examples = draw_examples(self.train_dataset, args.compensation_size, args.seed, self._tokenizer, **options)
-        check_compensation(self.causal_lm, min(examples, key=lambda example: example.num_tokens))
-        return examples
-
-    def _record(self, scored: LayerScores, dropped: tuple[int, ...], trained: tuple[int, ...] | None) -> None:
-        """Add the round to the history, in the layer numbers of the untrimmed model."""
-        kept = self.history.kept
-        a_round = Round(
-            step=self.state.global_step,
-            layers=kept,
-            scores=scored.scores,
-            metric=scored.metric,
-            seconds=scored.seconds,
-            activation_norms=scored.activation_norms,
-            num_examples=scored.num_examples,
-            dropped=tuple(kept[layer] for layer in dropped),
-            trained_layers=None if trained is None else tuple(kept[layer] for layer in trained),
-        )
-        if dropped:
-            a_round = replace(
-                a_round,
-                metric_after=self._calibration_metric(),
-                tokens_per_second=from_main(measure_tokens_per_second(self.causal_lm, NUM_RUNS_AT_DROPS)),
-            )
-        self.history = self.history.add(a_round)
-        if dropped:
-            log_drop(self, a_round)
-
-    def _roll_back(self, metric: float) -> None:
-        """Return to the last depth above the quality floor; the rest of the schedule heals it."""
-        self.history = self._floor.restore(metric, self.history, self.model, self.optimizer, self._decayed)
-        self._sync()
-        self._stop(self.history.stopped)
-
-    def _stop(self, reason: str) -> None:
-        """Drop no further layer; the rest of the schedule heals what is left."""
-        self.history = replace(self.history, stopped=reason)
-        logger.warning("Dropping stops: %s.", reason)
-
-    def _sync(self) -> None:
-        """Tell the optimizer and the wrapper of several processes what the model has and what trains."""
-        if not self.is_deepspeed_enabled:
-            sync_optimizer(self.optimizer, self.model, self._decayed)
-            rewrap(self.model_wrapped, self.accelerator)
-            return
-        rebuild_engine(self.model_wrapped)
-        self.optimizer.optimizer = self.model_wrapped.optimizer
+    @property
+    def causal_lm(self) -> PreTrainedModel:
+        """The model whose layers are dropped: inside adapters, and without what distributed training wraps it in."""
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        return model.get_base_model() if is_peft_model(model) else model
 
     # Where the algorithm meets the Trainer's loop.
 
@@ -252,37 +171,48 @@ class TrimTrainer(CheckpointingTrainer):
             FileExistsError: `output_dir` holds another run, and neither resuming nor overwriting is asked for.
             ValueError: the run is too short to reach the target.
         """
-        if self.history is None:
+        if self.trimming is None:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         if self.is_world_process_zero():
             check_output_dir(self.args.output_dir, resume_from_checkpoint, self.args.overwrite_output_dir)
         self.accelerator.wait_for_everyone()
         if not self.is_fsdp_enabled:
-            self.layout  # noqa: B018  found on the model that every run begins with, resumed or not
+            self.trimming.layout  # noqa: B018  found on the model that every run begins with, resumed or not
             self.compensation_examples  # noqa: B018  on which it is tried whether that is possible
         if resume_from_checkpoint:
             resume_from_checkpoint = find_checkpoint(self.args.output_dir, resume_from_checkpoint)
-            self._resume(resume_from_checkpoint)
+            self.trimming.resume(resume_from_checkpoint)
+            if self.teacher is not None:
+                self.teacher.resume(resume_from_checkpoint)
         output = super().train(resume_from_checkpoint, *args, **kwargs)
-        self._measure("trimmed")
+        self._measure_trimmed()
         for caveat in runtime_caveats(self.model.config):
             logger.warning(caveat)
         return output
 
-    def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
-        if self.history is not None:
-            num_epochs = self.state.num_train_epochs
-            self._schedule = self.plan(max_steps, num_epochs)
-            if self._schedule.depth_at(max_steps - 1, num_epochs - 1) > self.history.target_layers:
-                logger.warning("The last drop comes at the very end, with no step left to heal it. Train for longer.")
-            self._freeze()
-            if not self.is_fsdp_enabled:
-                self._begin()
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        if self.history is not None and self.is_fsdp_enabled:  # only now is the model on its devices
+    def before_preparing(self, max_steps: int) -> None:
+        """Plan the drops, and freeze what does not train before the optimizer is made."""
+        if self.trimming is None:
+            return
+        num_epochs = self.state.num_train_epochs
+        self._schedule = self.plan(max_steps, num_epochs)
+        if self._schedule.depth_at(max_steps - 1, num_epochs - 1) > self.history.target_layers:
+            logger.warning("The last drop comes at the very end, with no step left to heal it. Train for longer.")
+        self.trimming.freeze()
+        if not self.is_fsdp_enabled:
             self._begin()
-            self._sync()
-        return prepared
+
+    def after_preparing(self) -> None:
+        """Begin here where only now the model is on its devices."""
+        if self.trimming is not None and self.is_fsdp_enabled:
+            self._begin()
+            self.sync_parameters()
+
+    def _begin(self) -> None:
+        """Measure the untrimmed model, and choose the layers most likely to be kept, which train in a sparse update."""
+        if self.history.untrimmed is None:
+            self.trimming.history = replace(self.history, untrimmed=self._measure())
+        self.trimming.choose_trained()
 
     def plan(self, max_steps: int, num_train_epochs: float) -> TrimSchedule:
         """The depths of a run of so many optimizer steps, or epochs where `trim_strategy` is `"epoch"`.
@@ -306,35 +236,19 @@ class TrimTrainer(CheckpointingTrainer):
             raise ValueError(f"`save_depths` contains {missing}, but the run has the depths {schedule.depths}.")
         return schedule
 
-    def _begin(self) -> None:
-        """Measure the untrimmed model, and choose the layers most likely to be kept, which train in a sparse update."""
-        if self.history.measured("untrimmed") is None:
-            self._measure("untrimmed")
-        if not self.history.rounds and self.args.sparse_update_ratio is not None and not is_peft_model(self.model):
-            scored = self._calibrate()
-            trained = choose_trained_layers(scored.scores, self.args.sparse_update_ratio, self.history.num_layers)
-            self._record(scored, (), trained)
-            self._freeze()
+    def _trim(self, step: int, epoch: float) -> None:
+        self.trimming.trim_to(self._schedule.depth_at(step, epoch))
 
-    def _freeze(self) -> None:
-        """Freeze all but the layers of the sparse update, once they are known."""
-        kept, trained = self.history.kept, self.history.trained_layers
-        if trained is not None:
-            freeze_all_but(self.causal_lm, [kept.index(layer) for layer in trained])
+    def before_finalizing(self) -> None:
+        """Look at the quality floor a last time."""
+        if self.trimming is not None:
+            self.trimming.check_floor()
 
-    def _maybe_log_save_evaluate(self, *args, **kwargs):
-        # Runs after each optimizer step and at the end of each epoch, before logging, evaluating and saving: what is
-        # evaluated and saved at a step is the model after that step's drop.
-        if self.history is not None:
-            self._trim(self._schedule.depth_at(self.state.global_step, self.state.epoch))
-        super()._maybe_log_save_evaluate(*args, **kwargs)
-
-    def _finalize_training(self, *args, **kwargs):
-        if self.history is not None and self.history.drops and self.history.stopped is None:
-            metric = self._calibration_metric()
-            if self._floor.is_crossed(metric):
-                self._roll_back(metric)
-        return super()._finalize_training(*args, **kwargs)
+    def before_best_model(self) -> None:
+        """Give the model the depth that the best checkpoint has."""
+        if self.trimming is not None:
+            self.trimming.return_to(self.state.best_model_checkpoint)
+            self.model.to(self.args.device)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """As SFTTrainer does; on a CPU the head runs on the positions that count only. A teacher is listened to too."""
@@ -342,9 +256,9 @@ class TrimTrainer(CheckpointingTrainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         with scored_positions_only(self.causal_lm, inputs) as (selected, outputs):
             loss = super().compute_loss(model, selected, False, num_items_in_batch)
-        if self._teacher is None or not self.model.training:
+        if self.teacher is None or not self.model.training:
             return loss
-        divergence = self._teacher.divergence(self.causal_lm, outputs[-1], inputs)
+        divergence = self.teacher.divergence(self.causal_lm, outputs[-1], inputs)
         num_tokens = outputs[-1].last_hidden_state.shape[1] if num_items_in_batch is None else num_items_in_batch
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             divergence = divergence * (self.accelerator.num_processes // self.get_tp_size())  # as SFTTrainer's loss
@@ -354,36 +268,18 @@ class TrimTrainer(CheckpointingTrainer):
     @cached_property
     def _can_select_positions(self) -> bool:
         is_usual = self.compute_loss_func is None and self.label_smoother is None and not self.args.torch_compile
-        is_cheaper = scores_every_position(self.args.device) and (self.history is not None or self.is_compared)
-        return self._teacher is not None or (is_usual and is_cheaper)
+        is_cheaper = scores_every_position(self.args.device) and (self.trimming is not None or self.is_compared)
+        return self.teacher is not None or (is_usual and is_cheaper)
 
-    # Measuring, logging and saving.
+    # What the algorithm asks of the run.
 
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Evaluate as SFTTrainer does; with choices in the evaluation set, also the accuracy over them."""
-        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        examples = self._evaluation_examples if self.history is not None and eval_dataset is None else []
-        if examples and choose_metric(None, examples) == "accuracy":
-            accuracy = self._score(examples, "accuracy")
-            metrics[f"{metric_key_prefix}_accuracy"] = accuracy
-            Trainer.log(self, {f"{metric_key_prefix}_accuracy": accuracy})
-        return metrics
-
-    def _save_depth(self) -> None:
-        """Keep the model as it is now, healed at its depth, if `save_depths` asks for it."""
-        if self.history.depth in (self.args.save_depths or ()):
-            history = self.history
-            self._measure("trimmed")
-            self.save_model(str(Path(self.args.output_dir) / f"depth-{history.depth}"), _internal_call=True)
-            self.history = history
-
-    @cached_property
-    def layout(self) -> Layout:
-        """How examples are laid out for scoring: the fastest way that is exact for this model, tried once."""
-        return from_main(choose_layout(self.causal_lm, self._calibration_examples + self._evaluation_examples))
+    @property
+    def global_step(self) -> int:
+        """Optimizer steps that are done."""
+        return self.state.global_step
 
     @contextmanager
-    def _scoring(self) -> Iterator[None]:
+    def scoring(self) -> Iterator[None]:
         """The model scores as it evaluates: in the precision of training, with the optimizer's averaged weights."""
         evaluating = getattr(self.optimizer, "eval", None)
         if callable(evaluating):  # schedule-free; the next training step turns it back
@@ -393,42 +289,164 @@ class TrimTrainer(CheckpointingTrainer):
         if is_quantized(self.causal_lm) and self.args.device.type == "cpu":
             self.causal_lm.state_dict()  # undoes bitsandbytes' order of weights for CPU kernels without gradients
 
-    def _measure(self, name: str) -> None:
-        speed = self._time_both() if name == "trimmed" else None
-        with self._scoring():
-            measured = measure_model(name, self.causal_lm, self._evaluation_examples, self.layout, speed)
-        self.history = self.history.add(from_main(measured))
+    def compensated(self, dropped: tuple[int, ...]) -> AbstractContextManager[None]:
+        """Drop layers within; those in front of them take over what they added, if `compensation_size` asks for it."""
+        examples, args = self.compensation_examples, self.args
+        return compensated(self.causal_lm, dropped, examples, args.scan_batch_tokens, self.accelerator.autocast)
 
-    def _time_both(self) -> float | None:
-        """Time the untrimmed depth again beside this one: a machine is rarely as idle at the end as at the beginning.
+    @cached_property
+    def compensation_examples(self) -> list[ScoredExample]:
+        """`compensation_size` examples of the training set, drawn once.
 
-        Returns:
-            Tokens per second at the depth as it is now; None: there is no full depth to be had beside it.
+        Raises:
+            ValueError: the run cannot compensate.
+            UnsupportedArchitectureError: the layers of the model cannot.
         """
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            return None
-        twin = full_depth_twin(self.causal_lm, self._untrimmed_config, self.history.kept)
-        if twin is None:
-            return None
-        before, now = from_main(measure_in_turns([twin, self.causal_lm]))
-        self.history = self.history.add(replace(self.history.measured("untrimmed"), tokens_per_second=before))
-        return now
+        args = self.args
+        if args.compensation_size == 0:
+            return []
+        check_compensated_settings(self)
+        options = {"max_length": args.max_length, "text_field": args.dataset_text_field}
+        examples = draw_examples(self.train_dataset, args.compensation_size, args.seed, self.text_tokenizer, **options)
+        check_compensation(self.causal_lm, min(examples, key=lambda example: example.num_tokens))
+        return examples
 
-    def _calibration_metric(self) -> float:
-        return self._score(self._calibration_examples, self.history.calibration_metric)
+    def sync_parameters(self) -> None:
+        """Tell the optimizer and the wrapper of several processes what the model has and what trains."""
+        if self.optimizer is None:  # nothing is made yet that would have to know
+            return
+        if not self.is_deepspeed_enabled:
+            sync_optimizer(self.optimizer, self.model, self.decayed_names)
+            rewrap(self.model_wrapped, self.accelerator)
+            return
+        rebuild_engine(self.model_wrapped)
+        self.optimizer.optimizer = self.model_wrapped.optimizer
 
-    def _score(self, examples: list[ScoredExample], metric: str) -> float:
-        with self._scoring():
-            log_probs = score_choices(self.causal_lm, examples, self.layout, self.args.scan_batch_tokens)
-        return measure(log_probs, examples, metric).item()
-
-    def _decayed(self) -> list[str]:
+    def decayed_names(self) -> list[str]:
+        """Names of the parameters with weight decay."""
         return self.get_decay_parameter_names(self.model)
 
-    def _tokenize_examples(self, dataset: Iterable[dict]) -> list[ScoredExample]:
+    def tokenize_examples(self, dataset: Iterable[dict]) -> list[ScoredExample]:
         """Multiple choice as prompts and choices; anything else as SFTTrainer prepares and labels it."""
         rows = list(dataset)
-        if rows and "choices" not in rows[0] and not self._skip_prepare_dataset:
-            options = (self.processing_class, self.args, False, self._formatting_func, "calibration")
-            rows = self._prepare_dataset(Dataset.from_list(rows), *options)
-        return tokenize_examples(rows, self._tokenizer)
+        if rows and "choices" not in rows[0]:
+            rows = self.prepare_rows(rows)
+        return tokenize_examples(rows, self.text_tokenizer)
+
+    # Measuring and saving.
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Evaluate as SFTTrainer does; with choices in the evaluation set, also the accuracy over them."""
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        examples = self.evaluation_examples if self.trimming is not None and eval_dataset is None else []
+        if examples and choose_metric(None, examples) == "accuracy":
+            accuracy = self.trimming.measure_on(examples, "accuracy")
+            metrics[f"{metric_key_prefix}_accuracy"] = accuracy
+            Trainer.log(self, {f"{metric_key_prefix}_accuracy": accuracy})
+        return metrics
+
+    def _measure(self, decode_tokens_per_second: float | None = None) -> Measurement:
+        with self.scoring():
+            measured = measure_model(
+                self.causal_lm,
+                {EVALUATION: self.evaluation_examples},
+                self.trimming.layout,
+                decode_tokens_per_second=decode_tokens_per_second,
+            )
+        return from_main(measured)
+
+    def _measure_trimmed(self) -> None:
+        """Measure the model at its depth, and time the untrimmed one again beside it."""
+        before, now = self._time_both()
+        if before is not None:
+            untrimmed = replace(self.history.untrimmed, decode_tokens_per_second=before)
+            self.trimming.history = replace(self.history, untrimmed=untrimmed)
+        self.trimming.history = self.history.add(self._measure(now))
+
+    def _time_both(self) -> tuple[float | None, float | None]:
+        """Tokens per second of the untrimmed depth and of this one: a machine is rarely as idle at the end as before.
+
+        None: there is no full depth to be had beside it.
+        """
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return None, None
+        twin = full_depth_twin(self.causal_lm, self._untrimmed_config, self.history.kept)
+        if twin is None:
+            return None, None
+        return tuple(from_main(measure_in_turns([twin, self.causal_lm])))
+
+    def _keep_depth(self) -> None:
+        """Keep the model as it is now, healed at its depth, if `save_depths` asks for it."""
+        if self.history.depth in (self.args.save_depths or ()):
+            self._measure_trimmed()
+            folder = Path(self.args.output_dir) / f"{DEPTH_DIR}{self.history.depth}"
+            self.save_model(str(folder), _internal_call=True)
+
+    def write_model(self, folder: Path | None, state_dict: dict[str, torch.Tensor] | None) -> None:
+        """Write model and tokenizer; with a target, history and card too, all loaded back and compared."""
+        if self.trimming is None:
+            super().write_model(folder, state_dict)
+        else:
+            save_trimmed(self, folder, state_dict, super().write_model)
+
+    def before_checkpoint(self) -> None:
+        """Make room for a whole checkpoint."""
+        if self.trimming is not None:
+            clear_checkpoint(self)
+
+    def create_model_card(self, model_name: str | None = None, dataset_name=None, tags=None) -> None:
+        """Write the model card of the run so far into `output_dir`; without a target, TRL's."""
+        if self.trimming is None:
+            super().create_model_card(model_name, dataset_name, tags)
+        elif self.is_world_process_zero():
+            write_card(self.args.output_dir, self.history, collect_facts(self, model_name, dataset_name, tags))
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs,
+    ):
+        """Save the model and publish it with its depths, see [`publish`]; without a target, as SFTTrainer does.
+
+        Returns:
+            What is on the Hub now, per depth; None in all but the main process.
+
+        Raises:
+            StagingError, PublishError: see [`publish`]. The checkpoint is saved in any case.
+        """
+        if self.trimming is None:
+            return super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
+        if not blocking or revision or self.args.hub_revision:
+            raise ValueError(
+                "With a target, `push_to_hub` publishes the branches `main` and `depth-N` and waits for them: leave "
+                "`blocking`, `revision` and `hub_revision` out."
+            )
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.finish_pushes()
+        private = self.args.hub_private_repo if private is None else private
+        return publish(
+            self.args.output_dir,
+            self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).name,
+            private=private,
+            token=token or self.args.hub_token,
+            commit_message=commit_message,
+        )
+
+    def push_checkpoint(self, folder: str) -> None:
+        """Push a checkpoint while training goes on: what can be loaded, and not what lies beside it."""
+        if self.trimming is None:
+            super().push_checkpoint(folder)
+        elif jobs := start_pushes(self, folder):
+            self._pushes.extend(jobs)
+            self.follow_pushes(jobs)
+
+    def after_pushes(self) -> None:
+        """Say which pushes failed."""
+        report_failures(self._pushes, self.args.output_dir)
+        self._pushes.clear()

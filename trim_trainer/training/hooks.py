@@ -1,0 +1,137 @@
+"""The private parts of TRL's and Transformers' trainers that a trimming run hangs on: all of them, and nothing else.
+
+Each is named here once and handed on under a public name. `tests/training/test_hooks.py` holds their signatures in the
+installed versions; `setup.cfg` bounds the versions to those that were tested. Where a callback runs at the same moment, it
+is a callback: layers drop in `on_step_end` and `on_epoch_end` (`TrimCallback`), right before logging, evaluating and saving,
+so that what is evaluated and saved at a step is the model after that step's drop.
+"""
+
+import argparse
+from collections.abc import Iterable
+from concurrent.futures import Future
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+from transformers.utils import PushInProgress
+from trl import SFTTrainer
+
+
+class HookedTrainer(SFTTrainer):
+    """An SFTTrainer with public names for the moments at which a trimming run acts; it does nothing at them itself."""
+
+    # Moments of the training loop.
+
+    def before_preparing(self, max_steps: int) -> None:
+        """Optimizer and wrappers are not made yet; the length of the run is known."""
+
+    def after_preparing(self) -> None:
+        """Optimizer and wrappers are made; a checkpoint that is resumed is loaded."""
+
+    def before_finalizing(self) -> None:
+        """The last step is done; the best model is not loaded yet."""
+
+    def before_best_model(self) -> None:
+        """The weights of `state.best_model_checkpoint` are about to be loaded."""
+
+    def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
+        self.before_preparing(max_steps)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        self.after_preparing()
+        return prepared
+
+    def _finalize_training(self, trial, num_train_samples, start_time):
+        self.before_finalizing()
+        return super()._finalize_training(trial, num_train_samples, start_time)
+
+    def _load_best_model(self) -> None:
+        self.before_best_model()
+        super()._load_best_model()
+
+    # Files and pushes.
+
+    def write_model(self, folder: Path | None, state_dict: dict[str, torch.Tensor] | None) -> None:
+        """Write model and tokenizer as the Trainer does; None: into `output_dir`."""
+        super()._save(None if folder is None else str(folder), state_dict)
+
+    def before_checkpoint(self) -> None:
+        """A checkpoint of this step is about to be written."""
+
+    def push_checkpoint(self, folder: str) -> None:
+        """Push a checkpoint while training goes on, as the Trainer does."""
+        super()._push_from_checkpoint(folder)
+
+    def after_pushes(self) -> None:
+        """No push is on its way any more."""
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        self.write_model(None if output_dir is None else Path(output_dir), state_dict)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        self.before_checkpoint()
+        super()._save_checkpoint(model, trial)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        self.push_checkpoint(checkpoint_folder)
+
+    def _finish_current_push(self) -> None:
+        super()._finish_current_push()
+        self.after_pushes()
+
+    def finish_pushes(self) -> None:
+        """Wait for the pushes that are on their way."""
+        self._finish_current_push()
+
+    def follow_pushes(self, jobs: list[Future]) -> None:
+        """Let the Trainer wait for these at the end."""
+        self.push_in_progress = PushInProgress(jobs)
+
+    # Data.
+
+    @property
+    def text_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The text tokenizer, inside a processor where there is one."""
+        return self._tokenizer
+
+    def prepare_rows(self, rows: Iterable[dict]) -> Iterable[dict]:
+        """Rows as SFTTrainer prepares and labels the training set."""
+        if self._skip_prepare_dataset:
+            return rows
+        options = (self.processing_class, self.args, False, self._formatting_func, "calibration")
+        return self._prepare_dataset(Dataset.from_list(list(rows)), *options)
+
+    @property
+    def num_train_tokens(self) -> int:
+        """Tokens that were trained on."""
+        return int(self._total_train_tokens)
+
+
+class TrimCallback(TrainerCallback):
+    """Calls a function after each optimizer step and at the end of each epoch."""
+
+    def __init__(self, act):
+        self._act = act
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        """Before logging, evaluating and saving of that step."""
+        self._act(state.global_step, state.epoch)
+
+    def on_epoch_end(self, args, state, control, **kwargs) -> None:
+        """Before logging, evaluating and saving of that epoch."""
+        self._act(state.global_step, state.epoch)
+
+
+def use_one_gpu(args: TrainingArguments) -> None:
+    """Let a run of one process use one GPU, as the Trainer says it to itself where `nn.DataParallel` is not for the model."""
+    args._n_gpu = min(args.n_gpu, 1)
+
+
+def actions_of(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    """All arguments of a parser."""
+    return parser._actions
+
+
+def options_of(parser: argparse.ArgumentParser) -> set[str]:
+    """Names of all arguments of a parser."""
+    return {action.dest for action in actions_of(parser)}

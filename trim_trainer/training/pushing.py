@@ -1,0 +1,47 @@
+"""Checkpoints that are pushed to the Hub while training goes on: what can be loaded, and not what lies beside it."""
+
+import logging
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import HubStrategy
+
+from ..hub.publishing import failed_pushes
+from ..hub.staging import PUBLISHED
+
+logger = logging.getLogger(__name__)
+
+
+def start_pushes(trainer, folder: str) -> list[Future]:
+    """Begin to push a checkpoint in the background, if the run pushes and nothing is on its way."""
+    args, strategy = trainer.args, trainer.args.hub_strategy
+    if not trainer.is_world_process_zero() or strategy == HubStrategy.END:
+        return []
+    if not args.hub_always_push and trainer.push_in_progress is not None and not trainer.push_in_progress.is_done():
+        return []
+    upload = partial(
+        HfApi(token=args.hub_token).upload_folder,
+        repo_id=trainer.hub_model_id,
+        folder_path=folder,
+        commit_message=f"Training in progress, step {trainer.state.global_step}",
+        run_as_future=True,
+    )
+    jobs = [upload(allow_patterns=PUBLISHED)]
+    if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+        # Asked for so that another machine can resume, which needs the optimizer.
+        name = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else Path(folder).name
+        jobs.append(upload(path_in_repo=name, ignore_patterns=[TRAINING_ARGS_NAME]))
+    return jobs
+
+
+def report_failures(jobs: list[Future], output_dir: str) -> None:
+    """Warn of the pushes that failed; the Trainer does not look."""
+    for reason in failed_pushes(jobs):
+        logger.warning(
+            "A push during training failed: %s. The checkpoints in %r are safe; `push_to_hub` publishes the result.",
+            reason,
+            output_dir,
+        )

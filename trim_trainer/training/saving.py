@@ -1,0 +1,62 @@
+"""What a trimming run writes: a checkpoint to resume, or the model with its history and card, loaded back and compared."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate.utils import is_peft_model
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ..checkpoints.adapted import save_adapted
+from ..checkpoints.verification import verify_checkpoint, verify_tensors
+from .card_files import collect_facts, write_card
+
+Writer = Callable[[Path | None, dict[str, torch.Tensor] | None], None]
+
+
+def save_trimmed(trainer, output_dir: Path | None, state_dict: dict[str, torch.Tensor] | None, write: Writer) -> None:
+    """Save the model as it is now, and what belongs beside it.
+
+    Args:
+        trainer: A `TrimTrainer` with a target.
+        output_dir: Where to; None: `args.output_dir`.
+        state_dict: The whole tensors of a model that is sharded; None: those of the model.
+        write: Writes model and tokenizer as the Trainer does.
+
+    Raises:
+        VerificationError: what was written is not the model in memory.
+    """
+    folder = output_dir or Path(trainer.args.output_dir)
+    is_checkpoint = folder.name.startswith(PREFIX_CHECKPOINT_DIR)
+    is_adapted = not is_checkpoint and is_peft_model(trainer.model)
+    whole = None if state_dict is None else dict(state_dict)  # saving empties it
+    if not is_adapted:
+        write(output_dir, state_dict)
+    if not trainer.args.should_save:
+        return
+    if is_checkpoint:
+        trainer.trimming.floor.save(folder)
+        if trainer.teacher is not None:
+            trainer.teacher.save(folder)
+    elif is_adapted:
+        save_adapted(trainer.model, folder, trainer.args.merge_adapter)
+        trainer.processing_class.save_pretrained(folder)
+    facts = collect_facts(trainer)
+    trainer.trimming.history = history = replace(trainer.history, card=facts)
+    if not is_checkpoint:
+        write_card(folder, history, facts)
+    if whole is not None:
+        verify_tensors(folder, trainer.causal_lm, whole)
+    elif not is_peft_model(trainer.model):
+        verify_checkpoint(folder, trainer.model)
+    history.save(folder)
+
+
+def clear_checkpoint(trainer) -> None:
+    """Remove an older checkpoint of this step: what is left of it would make a half-written one look whole."""
+    if trainer.args.should_save:
+        folder = f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"
+        shutil.rmtree(Path(trainer.args.output_dir) / folder, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()

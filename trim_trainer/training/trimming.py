@@ -1,0 +1,287 @@
+"""The algorithm of TrimLLM: score, choose, drop, recover, freeze, record, until a depth is reached (arXiv 2412.11242)."""
+
+import logging
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from transformers import PreTrainedModel
+
+from ..architectures.droppable import droppable_layers
+from ..architectures.modules import find_layers
+from ..data.examples import ScoredExample
+from ..data.metrics import measure
+from ..importance.calibration import Settings
+from ..importance.choice import choose_layers
+from ..importance.criteria import CriterionLike
+from ..importance.scores import LayerScores, calibrate
+from ..records.history import Round, TrimHistory
+from ..recovery.quality_floor import QualityFloor
+from ..scoring.layout import Layout
+from ..scoring.processes import from_main
+from ..scoring.scan import score_choices
+from ..scoring.speed import measure_tokens_per_second
+from ..scoring.trial import choose_layout
+from ..surgery.backup import LayerBackup
+from ..surgery.drop import drop_layers
+from .sparse_update import choose_trained_layers, freeze_all_but
+
+logger = logging.getLogger(__name__)
+
+NUM_RUNS_AT_DROPS = 1  # of timed decoding: a curve for the card, not the figure that it states
+
+
+class Run(Protocol):
+    """What the algorithm needs of the training run that it works in: `TrimTrainer`."""
+
+    model: PreTrainedModel  # with its adapters
+    causal_lm: PreTrainedModel  # inside adapters and wrappers: the one whose layers are dropped
+    optimizer: torch.optim.Optimizer | None
+    global_step: int  # optimizer steps that are done
+
+    def scoring(self) -> AbstractContextManager[None]:
+        """The model scores within as it evaluates."""
+
+    def compensated(self, dropped: tuple[int, ...]) -> AbstractContextManager[None]:
+        """Layers are dropped within; those in front of them take over what they added, if that is asked for."""
+
+    def sync_parameters(self) -> None:
+        """Tell the optimizer and the wrapper of several processes what the model has and what trains."""
+
+    def decayed_names(self) -> list[str]:
+        """Names of the parameters with weight decay."""
+
+
+@dataclass(frozen=True)
+class TrimSettings:
+    """How layers are scored, chosen and dropped; fields as in `TrimConfig`."""
+
+    seed: int
+    scan_batch_tokens: int | None = None
+    layers_per_trim: int = 1
+    racing_confidence: float | None = None
+    sparse_update_ratio: float | None = None  # None: all parameters train
+    protected_layers: tuple[int, ...] = ()  # numbers in the untrimmed model
+    compensates: bool = True  # in front of dropped layers, if the run has examples for it
+    measures_drops: bool = True  # metric and speed right after each drop
+
+
+class Trimming:
+    """Drops the layers of one model, in a run that trains it or before.
+
+    Args:
+        run: Whose model it is.
+        history: What was dropped already, and the target.
+        criterion: A name in `CRITERIA`, or a function of the user's.
+        examples: The calibration set, as its metric looks at it.
+        settings: How it is done.
+        floor: How much worse the metric may become.
+        other_examples: What else is scored in the run, and its layout has to fit.
+        on_round: Called with each round that dropped layers.
+        before_drop: Called when the model has trained at a depth that it is about to leave.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        history: TrimHistory,
+        criterion: CriterionLike,
+        examples: list[ScoredExample],
+        settings: TrimSettings,
+        floor: QualityFloor,
+        other_examples: Iterable[ScoredExample] = (),
+        on_round: Callable[[Round], None] = lambda a_round: None,
+        before_drop: Callable[[], None] = lambda: None,
+    ):
+        self.run, self.history, self.criterion = run, history, criterion
+        self.examples, self.settings, self.floor = examples, settings, floor
+        self._laid_out = [*examples, *other_examples]
+        self._on_round, self._before_drop = on_round, before_drop
+        self._untrimmed: LayerBackup | None = None
+
+    # The algorithm.
+
+    def trim_to(self, depth: int) -> None:
+        """Drop layers until `depth` of them are left; stop at the quality floor."""
+        while self.history.depth > depth and self.history.stopped is None:
+            scored = self.score()
+            if self.floor.is_crossed(scored.metric):
+                self.roll_back(scored.metric)
+                return
+            self._before_drop()
+            self.floor.keep(scored.metric, self.run.model, self.run.optimizer, self.history)
+            number = min(self.settings.layers_per_trim, self.history.depth - depth)
+            dropped = from_main(choose_layers(scored, self.criterion, number, self.droppable))
+            if not dropped:
+                self.stop("no layer that is left can be dropped")
+                return
+            trained = self.drop(dropped, scored)
+            self.record(scored, dropped, trained)
+
+    def droppable(self, chosen: tuple[int, ...] = ()) -> set[int]:
+        """Layers (numbers of the model as it is now) that can go in addition to `chosen`."""
+        protected = {self.history.kept.index(layer) for layer in self.settings.protected_layers}
+        return set(droppable_layers(self.run.causal_lm, chosen)) - protected
+
+    def score(self) -> LayerScores:
+        """Score every layer that is left: how good is the model on the calibration set without it?"""
+        settings = Settings(
+            self.history.calibration_metric,
+            self.layout,
+            self.settings.scan_batch_tokens,
+            self.settings.layers_per_trim,
+            self.settings.racing_confidence,
+            self.settings.seed + self.run.global_step,
+        )
+        with self.run.scoring():
+            return from_main(calibrate(self.run.causal_lm, self.examples, self.criterion, settings, self.droppable()))
+
+    def drop(self, dropped: tuple[int, ...], scored: LayerScores) -> tuple[int, ...] | None:
+        """Drop layers (numbers of the model as it is now), choose which of the others train, tell the optimizer.
+
+        Returns:
+            Numbers, before the drop, of the layers that train from now on; None: all parameters do.
+        """
+        kept, trained = self.history.kept, self.history.trained_layers
+        left = [layer for layer in range(len(kept)) if layer not in dropped]
+        with self.run.compensated(dropped) if self.settings.compensates else nullcontext():
+            self._take_out(dropped)
+        if trained is not None:
+            still_trained = [new for new, old in enumerate(left) if kept[old] in trained]
+            scores = tuple(scored.scores[old] for old in left)
+            chosen = choose_trained_layers(
+                scores, self.settings.sparse_update_ratio, self.history.num_layers, still_trained
+            )
+            freeze_all_but(self.run.model, chosen)
+            trained = tuple(left[new] for new in chosen)
+        self.run.sync_parameters()
+        return trained
+
+    def record(self, scored: LayerScores, dropped: tuple[int, ...], trained: tuple[int, ...] | None) -> None:
+        """Add the round to the history, in the layer numbers of the untrimmed model."""
+        kept = self.history.kept
+        a_round = Round(
+            step=self.run.global_step,
+            layers=kept,
+            scores=scored.scores,
+            metric=scored.metric,
+            seconds=scored.seconds,
+            activation_norms=scored.activation_norms,
+            num_examples=scored.num_examples,
+            dropped=tuple(kept[layer] for layer in dropped),
+            trained_layers=None if trained is None else tuple(kept[layer] for layer in trained),
+        )
+        if dropped and self.settings.measures_drops:
+            a_round = replace(
+                a_round,
+                metric_after=self.measure_metric(),
+                decode_tokens_per_second=from_main(measure_tokens_per_second(self.run.causal_lm, NUM_RUNS_AT_DROPS)),
+            )
+        self.history = self.history.add(a_round)
+        if dropped:
+            self._on_round(a_round)
+
+    def roll_back(self, metric: float) -> None:
+        """Return to the last depth above the quality floor; the rest of the schedule heals it."""
+        run = self.run
+        self.history = self.floor.restore(metric, self.history, run.model, run.optimizer, run.decayed_names)
+        run.sync_parameters()
+        self.stop(self.history.stopped)
+
+    def stop(self, reason: str) -> None:
+        """Drop no further layer; the rest of the schedule heals what is left."""
+        self.history = replace(self.history, stopped=reason)
+        logger.warning("Dropping stops: %s.", reason)
+
+    # Before and after it.
+
+    def choose_trained(self) -> None:
+        """Choose the layers most likely to be kept, which train in a sparse update, if there is to be one."""
+        if not self.history.rounds and self.settings.sparse_update_ratio is not None:
+            scored = self.score()
+            ratio = self.settings.sparse_update_ratio
+            self.record(scored, (), choose_trained_layers(scored.scores, ratio, self.history.num_layers))
+            self.freeze()
+
+    def freeze(self) -> None:
+        """Freeze all but the layers of the sparse update, once they are known."""
+        kept, trained = self.history.kept, self.history.trained_layers
+        if trained is not None:
+            freeze_all_but(self.run.causal_lm, [kept.index(layer) for layer in trained])
+
+    def check_floor(self) -> None:
+        """Roll back if the model that has trained to the end is below the quality floor."""
+        if self.history.drops and self.history.stopped is None:
+            metric = self.measure_metric()
+            if self.floor.is_crossed(metric):
+                self.roll_back(metric)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """How examples are laid out for scoring: the fastest way that is exact for this model, tried once."""
+        return from_main(choose_layout(self.run.causal_lm, self._laid_out))
+
+    def measure_metric(self) -> float:
+        """The calibration metric of the model as it is now."""
+        return self.measure_on(self.examples, self.history.calibration_metric)
+
+    def measure_on(self, examples: list[ScoredExample], metric: str) -> float:
+        """A metric of the model as it is now."""
+        with self.run.scoring():
+            log_probs = score_choices(self.run.causal_lm, examples, self.layout, self.settings.scan_batch_tokens)
+        return measure(log_probs, examples, metric).item()
+
+    # Other depths: a checkpoint that is resumed, a best model that had more layers.
+
+    def keep_untrimmed(self) -> None:
+        """Keep the layers that will be dropped, on the CPU, where a checkpoint that has them may be the best one."""
+        self._untrimmed = LayerBackup(self.run.model)
+
+    def resume(self, checkpoint: str) -> None:
+        """Give the untrimmed model the depth of a checkpoint, whose weights are loaded into it later.
+
+        Raises:
+            ValueError: the checkpoint is of another model, or knows no depth to come back to.
+        """
+        history = TrimHistory.load(checkpoint)
+        if history.num_layers != self.history.num_layers:
+            raise ValueError(
+                f"`resume_from_checkpoint` {checkpoint!r} began with {history.num_layers} layers, the model has "
+                f"{self.history.num_layers}. Pass the untrimmed model that the run began with."
+            )
+        self.floor.resume(checkpoint, history, self._bring_to)
+        self._bring_to(history)
+        self.history = replace(history, target_layers=self.history.target_layers)
+
+    def return_to(self, checkpoint: str) -> None:
+        """Give the model the depth of an earlier checkpoint, with layers that have gone since; see `keep_untrimmed`."""
+        best = TrimHistory.load(checkpoint)
+        if best.depth > self.history.depth:
+            logger.warning(
+                "The best checkpoint has %d layers, the last one %d. To choose among those at the target only, set "
+                "`eval_delay` to when it is reached.",
+                best.depth,
+                self.history.depth,
+            )
+        self._untrimmed.restore()
+        self.history = replace(best, rounds=())
+        self._bring_to(best)
+
+    def _bring_to(self, history: TrimHistory) -> PreTrainedModel:
+        """Give the model the layers of a history, of which it has all or more, and return it."""
+        self._take_out([i for i, layer in enumerate(self.history.kept) if layer not in history.kept])
+        self.history = history
+        return self.run.model
+
+    def _take_out(self, dropped: Iterable[int]) -> None:
+        """Drop layers (numbers of the model as it is now)."""
+        layers = find_layers(self.run.causal_lm)
+        gone = [layers[layer] for layer in dropped]
+        drop_layers(self.run.model, dropped)
+        if self._untrimmed is not None:
+            for layer in gone:
+                layer.zero_grad()
+                layer.to("cpu")
