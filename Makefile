@@ -50,7 +50,8 @@ $(VENV)/.docs: $(VENV)/.installed
 	@touch $@
 
 controls: install  ## accuracy of the quickstart next to its controls (about 35 minutes on 2 cores)
-	$(BIN)/python benchmarks/quickstart_controls.py
+	$(BIN)/trim-trainer compare --config recipes/quickstart.yaml --methods untrained full progressive --seeds 0 \
+		--learning_rates 1e-4 2e-4 5e-4 --output_dir out/controls
 
 wheel: install  ## sdist and wheel, in dist/
 	rm -rf $(DIST)

@@ -201,6 +201,18 @@ def test_a_cell_takes_one_of_several_gpus(recipe, tmp_path, monkeypatch):
     assert results(tmp_path)["."]["num_train_tokens"] > 0
 
 
+def test_the_untrained_model_is_one_cell_for_all_seeds_and_rates(recipe, tmp_path):
+    arguments = ["compare", "--config", str(recipe), "--methods", "untrained", "full", "--seeds", "0", "1"]
+    assert main([*arguments, "--learning-rates", "1e-3", "--output-dir", str(tmp_path)]) == 0
+    found = results(tmp_path)
+    (name,) = (name for name in found if name.startswith("untrained"))
+    untrained, trained = found[name], found["full/depth-6/lr-0.001/seed-0"]
+    assert len(found) == 3 and untrained["num_train_tokens"] == untrained["train_seconds"] == 0
+    assert untrained["quality"]["recipe"]["loss"] > trained["quality"]["recipe"]["loss"]
+    assert untrained["num_parameters"] == trained["num_parameters"]
+    assert "| 6 | untrained | 1 |" in (tmp_path / "comparison.md").read_text()
+
+
 def make_result(method="progressive", seed=0, **quality):
     cell = Cell(method, 6 if method == "full" else 4, seed, 1e-3)
     speed = {"decode_tokens_per_second": 1.0, "prefill_tokens_per_second": 1.0, "device": "x"}

@@ -94,7 +94,7 @@ def test_both_depths_are_timed_at_the_end(make_trainer, monkeypatch):
         timed.append([len(find_layers(model)) for model in models])
         return [30.0, 60.0]
 
-    monkeypatch.setattr("trim_trainer.training.trainer.measure_in_turns", measure)
+    monkeypatch.setattr("trim_trainer.training.measuring.measure_in_turns", measure)
     trainer = make_trainer(target_layers=3)
     trainer.train()
     assert timed == [[6, 3]]

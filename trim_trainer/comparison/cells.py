@@ -104,8 +104,9 @@ def run_cell(cell: Cell, recipe: Recipe, tasks: Iterable[Task], folder: Path) ->
     trainer.add_callback(clock)
     started = time.perf_counter()
     history = drop_before_training(trainer, method, calibration, cell.depth) if method.drops == "before" else None
-    trainer.train()
-    train_seconds = clock.ended - started
+    if method.trains:
+        trainer.train()
+    train_seconds = clock.ended - started if method.trains else 0.0
     train_peak_bytes = peak_memory_bytes(trainer.args.device)
     history = history or trainer.history
     model, tokenizer = trainer.model, trainer.processing_class

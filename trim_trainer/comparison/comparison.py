@@ -36,6 +36,9 @@ class Comparison:
         """
         for method in self.methods:
             for depth in [num_layers] if METHODS[method].drops == "never" else self.depths:
+                if not METHODS[method].trains:
+                    yield self._cell(Cell(method, depth, self.seeds[0], self.learning_rates[0]))
+                    continue
                 first = [self._cell(Cell(method, depth, self.seeds[0], rate)) for rate in self.learning_rates]
                 best = min(first, key=lambda result: result.selection_loss)
                 self._warn_unless_bracketed(best.cell)

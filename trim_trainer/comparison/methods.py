@@ -18,6 +18,7 @@ class Method:
             says.
         compensates: Layers in front of dropped ones take over what they added, if the recipe sets `compensation_size`.
         num_last_trained: Train only the head and so many of the last layers; None: what the recipe says.
+        trains: Whether anything trains; if not, there is one cell for all seeds and rates.
         paper: Where it comes from.
     """
 
@@ -26,10 +27,12 @@ class Method:
     criterion: str | None = None
     compensates: bool = False
     num_last_trained: int | None = None
+    trains: bool = True
     paper: str | None = None
 
 
 METHODS = {
+    "untrained": Method("untrained", drops="never", trains=False),
     "full": Method("full depth", drops="never"),
     "progressive": Method(
         "progressive", drops="while", compensates=True, paper="https://huggingface.co/papers/2412.11242"
@@ -77,7 +80,8 @@ def distinct_methods(importance: str, compensation_size: int = 0) -> tuple[str, 
     names, seen = [], set()
     for name, method in METHODS.items():
         criterion = method.criterion or importance
-        what = (method.drops, criterion, method.compensates and compensation_size > 0, method.num_last_trained)
+        does_compensate = method.compensates and compensation_size > 0
+        what = (method.drops, criterion, does_compensate, method.num_last_trained, method.trains)
         if what not in seen:
             names.append(name)
             seen.add(what)

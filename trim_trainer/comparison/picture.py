@@ -38,7 +38,9 @@ def draw_methods(axes: Axes, lines: dict[str, dict[int, tuple[float, float, floa
         title = METHODS[method].title
         means, lows, highs = zip(*found.values(), strict=True)
         if METHODS[method].drops == "never":
-            axes.axhline(means[0], color=MUTED, linewidth=1, label=title)
+            axes.axhline(
+                means[0], color=MUTED, linewidth=1, linestyle="-" if METHODS[method].trains else ":", label=title
+            )
             axes.axhspan(lows[0], highs[0], color=MUTED, alpha=0.2)
             continue
         style, color = STYLES[method]

@@ -1,8 +1,9 @@
 """What a criterion may look at: the model, the calibration set, and a scan that runs when it is first needed."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from transformers import PreTrainedModel
 
 from ..architectures.modules import find_layers
@@ -25,13 +26,34 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """What a criterion may look at: the model and the calibration set. A scan runs when it is first needed."""
+class Evidence:
+    """What a criterion measured on the way to its scores."""
 
-    model: PreTrainedModel
-    examples: list[ScoredExample]
-    settings: Settings
-    candidates: tuple[int, ...] = field(default=())  # layers that may go; a race is among them
+    log_probs: torch.Tensor  # (choices,): of the model as it is, nats
+    activation_norms: torch.Tensor | None  # (layers,), as in `LayerScan`
+    num_examples: tuple[int, ...] | None = None  # (layers,): that each score comes from; None: all of them
+
+
+class Calibration:
+    """What a criterion may look at: the model and the calibration set. A scan runs when it is first needed.
+
+    Attributes:
+        model: A causal LM.
+        examples: The calibration set.
+        settings: How it is done.
+        candidates: Layers that may go; a race is among them.
+        evidence: What the scan or the race found; None: neither has run.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        examples: list[ScoredExample],
+        settings: Settings,
+        candidates: tuple[int, ...] = (),
+    ):
+        self.model, self.examples, self.settings, self.candidates = model, examples, settings, candidates
+        self.evidence: Evidence | None = None
 
     @property
     def num_layers(self) -> int:
@@ -41,13 +63,16 @@ class Calibration:
     @cached_property
     def scan(self) -> LayerScan:
         """The whole calibration set with every layer left out in turn."""
-        return self._scan(self.examples, None)
+        found = self._scan(self.examples, None)
+        if self.evidence is None:  # a race knows more: how many examples each score comes from
+            self.evidence = Evidence(found.log_probs[0], found.activation_norms)
+        return found
 
     @cached_property
     def race(self) -> Race:
         """The same for `candidates` only, in stages that the clearly worse ones do not survive."""
         settings = self.settings
-        return race(
+        found = race(
             self._scan,
             self.examples,
             settings.metric,
@@ -56,6 +81,11 @@ class Calibration:
             settings.racing_confidence,
             settings.seed,
         )
+        num_examples = [0] * self.num_layers
+        for layer, number in zip(self.candidates, found.num_examples.tolist(), strict=True):
+            num_examples[layer] = number
+        self.evidence = Evidence(found.log_probs, found.activation_norms, tuple(num_examples))
+        return found
 
     @property
     def is_racing(self) -> bool:

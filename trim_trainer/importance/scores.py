@@ -12,9 +12,8 @@ from ..data.metrics import choose_metric, measure, scored_by
 from ..data.tokens import tokenize_examples
 from ..scoring.scan import score_choices
 from ..scoring.trial import choose_layout
-from .calibration import Calibration, Settings
+from .calibration import Calibration, Evidence, Settings
 from .criteria import CriterionLike, criterion_name, find_criterion
-from .racing import Race
 
 
 @dataclass(frozen=True)
@@ -56,22 +55,16 @@ def calibrate(
             f"Criterion {criterion_name(criterion)!r} returned {scores.tolist()}, expected {depth} finite numbers, one per "
             "layer."
         )
-    found = vars(calibration).get("race") or vars(calibration).get("scan")
-    log_probs = (
-        score_choices(model, examples, settings.layout, settings.batch_tokens) if found is None else found.log_probs
+    evidence = calibration.evidence or Evidence(
+        score_choices(model, examples, settings.layout, settings.batch_tokens), activation_norms=None
     )
-    norms = None if found is None else found.activation_norms
-    num_examples = None
-    if isinstance(found, Race):
-        num_examples = [0] * depth
-        for layer, number in zip(candidates, found.num_examples.tolist(), strict=True):
-            num_examples[layer] = number
+    norms = evidence.activation_norms
     return LayerScores(
         tuple(scores.tolist()),
         None if norms is None else tuple(norms.tolist()),
-        measure(log_probs if log_probs.ndim == 1 else log_probs[0], examples, settings.metric).item(),
+        measure(evidence.log_probs, examples, settings.metric).item(),
         time.perf_counter() - started,
-        None if num_examples is None else tuple(num_examples),
+        evidence.num_examples,
     )
 
 

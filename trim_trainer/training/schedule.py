@@ -106,6 +106,34 @@ def plan_schedule(
     return TrimSchedule(num_layers, strategy, tuple(zip(positions, depths[1:], strict=False)))
 
 
+def plan_run(args, history, max_steps: int, num_train_epochs: float) -> TrimSchedule:
+    """The depths of a run of so many optimizer steps, or epochs where `trim_strategy` is `"epoch"`.
+
+    Args:
+        args: A `TrimConfig`.
+        history: Of the run, before it.
+        max_steps: Its optimizer steps.
+        num_train_epochs: Its epochs.
+
+    Raises:
+        ValueError: the run is too short to reach the target, or passes over one of `save_depths`.
+    """
+    schedule = plan_schedule(
+        history.num_layers,
+        history.target_layers,
+        total=num_train_epochs if args.trim_strategy == "epoch" else max_steps,
+        strategy=args.trim_strategy,
+        layers_per_trim=args.layers_per_trim,
+        trim_steps=args.trim_steps,
+        trim_delay=args.trim_delay,
+        save_depths=args.save_depths or (),
+    )
+    missing = sorted(set(args.save_depths or ()) - set(schedule.depths))
+    if missing:
+        raise ValueError(f"`save_depths` contains {missing}, but the run has the depths {schedule.depths}.")
+    return schedule
+
+
 def _positions(
     num_trims: int, total: float, strategy: str, trim_steps: float | None, delay: float, share: float
 ) -> list[int]:

@@ -18,23 +18,17 @@ from transformers import PretrainedConfig, PreTrainedModel, Trainer
 from ..architectures.runtimes import runtime_caveats
 from ..checkpoints.whole import find_checkpoint
 from ..data.examples import ScoredExample
-from ..data.metrics import choose_metric, scored_by
+from ..data.metrics import choose_metric
 from ..data.tokens import draw_examples, tokenize_examples
 from ..hub.publishing import publish
-from ..importance.criteria import CriterionLike, criterion_name
+from ..importance.criteria import CriterionLike
 from ..records.files import DEPTH_DIR
 from ..records.history import TrimHistory
-from ..records.measurement import EVALUATION, Measurement
 from ..recovery.compensation import compensated
 from ..recovery.distillation import Teacher
 from ..recovery.projection import check_compensation
-from ..recovery.quality_floor import QualityFloor
-from ..scoring.measuring import measure_model
-from ..scoring.processes import from_main
 from ..scoring.scored_positions import scored_positions_only, scores_every_position
-from ..scoring.speed import measure_in_turns
 from ..surgery.drop import is_quantized
-from ..surgery.full_depth import full_depth_twin
 from ..surgery.optimizer import sync_optimizer
 from ..surgery.wrapping import rewrap
 from ..surgery.zero import rebuild_engine
@@ -47,12 +41,13 @@ from .checks import (
     split_calibration,
 )
 from .config import TrimConfig
-from .drop_log import log_drop
 from .hooks import HookedTrainer, TrimCallback
+from .measuring import measure_run, measure_trimmed
 from .pushing import report_failures, start_pushes
 from .saving import clear_checkpoint, save_trimmed
-from .schedule import TrimSchedule, plan_schedule
-from .trimming import Trimming, TrimSettings
+from .schedule import TrimSchedule, plan_run
+from .setup import make_trimming
+from .trimming import Trimming
 
 logger = logging.getLogger(__name__)
 
@@ -112,44 +107,9 @@ class TrimTrainer(HookedTrainer):
             check_compensated_settings(self)
         examples = self.tokenize_examples(calibration_dataset)
         self.evaluation_examples = self.tokenize_examples(eval_dataset) if isinstance(eval_dataset, Dataset) else []
-        self._untrimmed_config: PretrainedConfig = copy.deepcopy(self.causal_lm.config)
-        self.trimming = self._make_trimming(examples, importance or args.importance, num_layers, target)
+        self.untrimmed_config: PretrainedConfig = copy.deepcopy(self.causal_lm.config)
+        self.trimming = make_trimming(self, examples, importance or args.importance, num_layers, target)
         self.add_callback(TrimCallback(self._trim))
-
-    def _make_trimming(
-        self, examples: list[ScoredExample], criterion: CriterionLike, num_layers: int, target: int
-    ) -> Trimming:
-        args, metric = self.args, choose_metric(self.args.calibration_metric, examples)
-        examples = scored_by(metric, examples)
-        history = TrimHistory(
-            num_layers=num_layers,
-            target_layers=target,
-            importance=criterion_name(criterion),
-            calibration_metric=metric,
-            calibration_size=len(examples),
-            compensation_size=args.compensation_size,
-        )
-        trimming = Trimming(
-            self,
-            history,
-            criterion,
-            examples,
-            TrimSettings(
-                seed=args.seed,
-                scan_batch_tokens=args.scan_batch_tokens,
-                layers_per_trim=args.layers_per_trim,
-                racing_confidence=args.racing_confidence,
-                sparse_update_ratio=None if is_peft_model(self.model) else args.sparse_update_ratio,
-                protected_layers=tuple(args.protected_layers or ()),
-            ),
-            QualityFloor(args.max_metric_drop, metric),
-            other_examples=self.evaluation_examples,
-            on_round=lambda a_round: log_drop(self, a_round),
-            before_drop=self._keep_depth,
-        )
-        if args.load_best_model_at_end:
-            trimming.keep_untrimmed()
-        return trimming
 
     @property
     def history(self) -> TrimHistory | None:
@@ -185,7 +145,7 @@ class TrimTrainer(HookedTrainer):
             if self.teacher is not None:
                 self.teacher.resume(resume_from_checkpoint)
         output = super().train(resume_from_checkpoint, *args, **kwargs)
-        self._measure_trimmed()
+        measure_trimmed(self)
         for caveat in runtime_caveats(self.model.config):
             logger.warning(caveat)
         return output
@@ -211,7 +171,7 @@ class TrimTrainer(HookedTrainer):
     def _begin(self) -> None:
         """Measure the untrimmed model, and choose the layers most likely to be kept, which train in a sparse update."""
         if self.history.untrimmed is None:
-            self.trimming.history = replace(self.history, untrimmed=self._measure())
+            self.trimming.history = replace(self.history, untrimmed=measure_run(self))
         self.trimming.choose_trained()
 
     def plan(self, max_steps: int, num_train_epochs: float) -> TrimSchedule:
@@ -220,21 +180,7 @@ class TrimTrainer(HookedTrainer):
         Raises:
             ValueError: the run is too short to reach the target, or passes over one of `save_depths`.
         """
-        args = self.args
-        schedule = plan_schedule(
-            self.history.num_layers,
-            self.history.target_layers,
-            total=num_train_epochs if args.trim_strategy == "epoch" else max_steps,
-            strategy=args.trim_strategy,
-            layers_per_trim=args.layers_per_trim,
-            trim_steps=args.trim_steps,
-            trim_delay=args.trim_delay,
-            save_depths=args.save_depths or (),
-        )
-        missing = sorted(set(args.save_depths or ()) - set(schedule.depths))
-        if missing:
-            raise ValueError(f"`save_depths` contains {missing}, but the run has the depths {schedule.depths}.")
-        return schedule
+        return plan_run(self.args, self.history, max_steps, num_train_epochs)
 
     def _trim(self, step: int, epoch: float) -> None:
         self.trimming.trim_to(self._schedule.depth_at(step, epoch))
@@ -345,40 +291,10 @@ class TrimTrainer(HookedTrainer):
             Trainer.log(self, {f"{metric_key_prefix}_accuracy": accuracy})
         return metrics
 
-    def _measure(self, decode_tokens_per_second: float | None = None) -> Measurement:
-        with self.scoring():
-            measured = measure_model(
-                self.causal_lm,
-                {EVALUATION: self.evaluation_examples},
-                self.trimming.layout,
-                decode_tokens_per_second=decode_tokens_per_second,
-            )
-        return from_main(measured)
-
-    def _measure_trimmed(self) -> None:
-        """Measure the model at its depth, and time the untrimmed one again beside it."""
-        before, now = self._time_both()
-        if before is not None:
-            untrimmed = replace(self.history.untrimmed, decode_tokens_per_second=before)
-            self.trimming.history = replace(self.history, untrimmed=untrimmed)
-        self.trimming.history = self.history.add(self._measure(now))
-
-    def _time_both(self) -> tuple[float | None, float | None]:
-        """Tokens per second of the untrimmed depth and of this one: a machine is rarely as idle at the end as before.
-
-        None: there is no full depth to be had beside it.
-        """
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            return None, None
-        twin = full_depth_twin(self.causal_lm, self._untrimmed_config, self.history.kept)
-        if twin is None:
-            return None, None
-        return tuple(from_main(measure_in_turns([twin, self.causal_lm])))
-
-    def _keep_depth(self) -> None:
+    def keep_depth(self) -> None:
         """Keep the model as it is now, healed at its depth, if `save_depths` asks for it."""
         if self.history.depth in (self.args.save_depths or ()):
-            self._measure_trimmed()
+            measure_trimmed(self)
             folder = Path(self.args.output_dir) / f"{DEPTH_DIR}{self.history.depth}"
             self.save_model(str(folder), _internal_call=True)
 
