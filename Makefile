@@ -30,7 +30,7 @@ test-all: install  ## the slow tests too
 	$(BIN)/python -m pytest -m ""
 
 test-resume: install  ## 20 runs killed at random moments and resumed, compared with runs that were not
-	$(BIN)/python -m pytest -m "" tests/test_resume.py
+	$(BIN)/python -m pytest -m "" tests/training/test_resume.py
 
 quality: install  ## check style and that imports only point down, change nothing
 	$(BIN)/ruff check .

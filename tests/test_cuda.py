@@ -4,8 +4,8 @@ import gc
 
 import pytest
 import torch
-from conftest import make_examples, make_model
 from peft import LoraConfig
+from tiny import make_examples, make_model
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import make_examples, make_model, make_tokenizer
 from datasets import Dataset
+from tiny import make_examples, make_model, make_tokenizer
 from transformers import AutoModelForCausalLM
 
 from trim_trainer.cli.main import main

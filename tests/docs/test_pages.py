@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_examples, make_model, make_tokenizer
 from datasets import Dataset
 from forked import CONTEXT
 from hub import WRITE_TOKEN, HubServer
 from publishing import connect
+from tiny import make_examples, make_model, make_tokenizer
 from transformers import AutoModelForCausalLM
 from trl import TrlParser
 

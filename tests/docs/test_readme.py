@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from conftest import make_examples, make_model, make_tokenizer
 from datasets import Dataset
+from tiny import make_examples, make_model, make_tokenizer
 from transformers import AutoModelForCausalLM
 
 README = Path(__file__).parents[2] / "README.md"

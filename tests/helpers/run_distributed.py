@@ -1,0 +1,34 @@
+"""A small run, launched by `torchrun` or plainly: `run_distributed.py OUTPUT_DIR SETTINGS`."""
+
+import json
+import os
+import sys
+
+import torch
+from datasets import Dataset
+from tiny import make_examples, make_model, make_tokenizer
+
+from trim_trainer import TrimConfig, TrimTrainer
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    output_dir, settings = sys.argv[1], json.loads(sys.argv[2])
+    num_processes = int(os.environ.get("WORLD_SIZE", 1))
+    resume = settings.pop("resume", None)
+    args = TrimConfig(
+        output_dir=output_dir, use_cpu=True, per_device_train_batch_size=8 // num_processes,
+        learning_rate=5e-3, report_to="none", disable_tqdm=True, seed=3, logging_steps=1, **({"max_steps": 12, "bf16": False} | settings),
+    )  # fmt: skip
+    sets = (Dataset.from_list(make_examples(number, first)) for number, first in ((96, 0), (24, 100), (13, 200)))
+    train, evaluation, calibration = sets
+    trainer = TrimTrainer(
+        make_model(), args, train_dataset=train, eval_dataset=evaluation, calibration_dataset=calibration,
+        processing_class=make_tokenizer(),
+    )  # fmt: skip
+    trainer.train(resume_from_checkpoint=resume)
+    trainer.save_model(f"{output_dir}/final")
+    if trainer.is_world_process_zero():
+        print(  # noqa: T201
+            json.dumps([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+        )
+    trainer.accelerator.end_training()

@@ -1,0 +1,113 @@
+import re
+from dataclasses import replace
+
+import jinja2
+import pytest
+import yaml
+from histories import make_history
+
+from trim_trainer.hub.card import render_card
+from trim_trainer.records.facts import CardFacts
+from trim_trainer.records.history import TrimHistory
+from trim_trainer.records.measurement import EVALUATION, Measurement, Quality
+from trim_trainer.records.settings import without_local_paths
+from trim_trainer.training.card_files import write_card
+
+FACTS = CardFacts(
+    model_name="tiny-4L",
+    num_train_examples=64,
+    recipe={"model_name_or_path": "org/base", "target_layers": 4},
+    versions={"trl": "1.16.0"},
+    tags=("trl", "trimmed"),
+    base_model="org/base",
+    license="apache-2.0",
+    dataset_name="org/data",
+)
+
+
+def measured(depth, quality=None, **facts):
+    quality = {} if quality is None else {EVALUATION: Quality(**{"num_tokens": None, "loss": None} | quality)}
+    return Measurement(depth, depth * 1000, quality=quality, **facts)
+
+
+def whole_history():
+    quality, where = (
+        {"num_examples": 24, "majority_accuracy": 0.3, "loss": 1.5},
+        {"device": "a CPU", "dtype": "float32"},
+    )
+    before = measured(6, quality | {"accuracy": 0.4}, decode_tokens_per_second=10.0, **where)
+    after = measured(4, quality | {"accuracy": 0.875}, decode_tokens_per_second=14.0, **where)
+    return replace(make_history(), untrimmed=before).add(after)
+
+
+def head_of(card):
+    return yaml.safe_load(card.split("---")[1])
+
+
+def test_the_card_says_what_was_measured():
+    card = render_card(whole_history(), FACTS)
+    for fact in ("40.0 % before training → 87.5 % with 4 layers (n = 24)", "1.40× the tokens per second", "a CPU"):
+        assert fact in card
+    assert "| 10 | 3 | 0.0000 | 0.9000 | 0.8500 | 5 | 20.0 |" in card
+    assert "| 20 | 1 | 0.1000 | 0.8800 | 0.8000 | 4 | 22.0 |" in card
+    assert "Layers kept: 0, 2, 4, 5." in card
+    head = head_of(card)
+    assert head["base_model"] == "org/base" and head["license"] == "apache-2.0" and head["datasets"] == ["org/data"]
+    metric = head["model-index"][0]["results"][0]["metrics"][0]
+    assert (metric["type"], metric["value"]) == ("accuracy", 0.875)
+
+
+def test_what_was_not_measured_is_not_printed():
+    history = TrimHistory(6, 4, "sensitivity", "accuracy", 12)
+    card = render_card(history, CardFacts("tiny", None, {}, {}))
+    assert not re.search(r"\bNone\b", card)
+    for absent in ("Before and after", "%", "tokens", "Trained on", "trim_metric.png", "base_model", "model-index"):
+        assert absent not in card.split("## Citation")[0], absent
+    without_speed = make_history().add(measured(4, {"accuracy": 0.5, "num_examples": 3}))
+    assert "× the tokens per second" not in render_card(without_speed, FACTS)
+
+
+def test_a_measurement_of_another_depth_is_not_passed_off_as_this_one():
+    history = make_history().add(measured(5, {"accuracy": 0.99, "num_examples": 9}))
+    card = render_card(history, FACTS)
+    assert "99" not in card.split("## Citation")[0]
+    assert "model-index" not in head_of(card)
+
+
+def test_a_local_path_is_no_hub_data_set(tmp_path):
+    facts = CardFacts("tiny", 1, {}, {}, dataset_name=str(tmp_path))
+    assert "datasets" not in head_of(render_card(whole_history(), facts))
+
+
+def test_what_is_shared_names_no_place_on_this_machine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "news" / "big").mkdir(parents=True)
+    recipe = {
+        "model_name_or_path": "org/base",
+        "dataset_name": "news/big",
+        "distill_from": str(tmp_path / "teacher"),
+        "deepspeed": "/etc/zero3.json",
+        "seed": 1,
+        "importance": "news",  # no place, though there is a folder of that name
+        "doc_to_text": "/no_think {{question}}",
+    }
+    shared = without_local_paths(recipe)
+    assert shared == recipe | {"dataset_name": "./big", "distill_from": "./teacher", "deepspeed": "./zero3.json"}
+    card = render_card(whole_history(), replace(FACTS, dataset_name=shared["dataset_name"], recipe=shared))
+    assert "datasets" not in head_of(card) and "`./big`" in card
+
+
+def test_a_misspelt_variable_in_the_template_is_an_error(monkeypatch):
+    loader = jinja2.DictLoader({"model_card.md": "{{ fatcs.model_name }}"})
+    monkeypatch.setattr(jinja2, "PackageLoader", lambda package: loader)
+    with pytest.raises(jinja2.UndefinedError):
+        render_card(whole_history(), FACTS)
+
+
+def test_recipe_and_plots_stand_beside_the_card(tmp_path):
+    write_card(tmp_path, whole_history(), FACTS)
+    assert yaml.safe_load((tmp_path / "recipe.yaml").read_text()) == FACTS.recipe
+    card = (tmp_path / "README.md").read_text()
+    for name in re.findall(r"!\[.*?\]\((.*?)\)", card):
+        assert (tmp_path / name).stat().st_size > 1000
+    assert len(re.findall(r"!\[", card)) == 2

@@ -1,0 +1,144 @@
+"""LoRA and QLoRA: adapters of dropped layers go, and what is saved loads plainly."""
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from tiny import make_model
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from trim_trainer import TrimConfig, TrimTrainer
+from trim_trainer.surgery.backup import LayerBackup
+from trim_trainer.surgery.drop import drop_layers
+
+BASE = {
+    "use_cpu": True, "bf16": False, "max_steps": 8, "per_device_train_batch_size": 4, "learning_rate": 2e-2,
+    "report_to": "none", "save_strategy": "no", "disable_tqdm": True, "seed": 3, "target_layers": 4,
+}  # fmt: skip
+LORA = {"task_type": "CAUSAL_LM", "r": 4, "init_lora_weights": False}
+
+
+@pytest.fixture
+def train(tokenizer, sets, tmp_path):
+    examples, evaluation, calibration = sets
+
+    def run(model=None, peft_config=None, resume=None, output_dir="run", **fields):
+        trainer = TrimTrainer(
+            make_model() if model is None else model,
+            TrimConfig(output_dir=str(tmp_path / output_dir), **(BASE | fields)),
+            train_dataset=examples, eval_dataset=evaluation, calibration_dataset=calibration,
+            processing_class=tokenizer, peft_config=peft_config,
+        )  # fmt: skip
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    return run
+
+
+@torch.no_grad()
+def logits(model):
+    ids = torch.arange(10, 40).view(2, 15)
+    return model.eval()(input_ids=ids).logits.float()
+
+
+@torch.no_grad()
+def logits_in_float32(model):
+    ids = torch.arange(10, 40).view(2, 15)
+    return model.train()(input_ids=ids).logits  # evaluating, bitsandbytes computes in bfloat16 on a CPU
+
+
+def lora(**fields):
+    return LoraConfig(**(LORA | fields))
+
+
+def test_merged_it_is_a_standard_checkpoint(train, tmp_path):
+    trainer = train(peft_config=lora())
+    trainer.save_model(str(tmp_path / "out"))
+    assert trainer.model.get_base_model().config.num_hidden_layers == 4
+    assert not (tmp_path / "out" / "adapter_config.json").exists()
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert loaded.config.num_hidden_layers == 4
+    assert trainer.history.trimmed.num_parameters == loaded.num_parameters()
+    before = logits(trainer.model)
+    assert_close(logits(loaded), before, atol=2e-4, rtol=1e-3)
+    with trainer.model.disable_adapter():
+        assert (logits(loaded) - logits(trainer.model)).abs().max() > 0.01  # the adapter says something
+    trainer.save_model(str(tmp_path / "again"))  # saving changed nothing
+    assert torch.equal(logits(trainer.model), before)
+
+
+def test_apart_base_and_adapter_load_with_two_plain_lines(train, tmp_path):
+    trainer = train(peft_config=lora(), merge_adapter=False)
+    trainer.save_model(str(tmp_path / "out"))
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert base.config.num_hidden_layers == 4
+    with trainer.model.disable_adapter():
+        assert torch.equal(logits(base), logits(trainer.model))
+    expected = logits(trainer.model)
+    assert torch.equal(logits(PeftModel.from_pretrained(base, tmp_path / "out" / "adapter")), expected)
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "adapter")), expected)
+
+
+def test_adapters_of_dropped_layers_go_and_the_others_are_renumbered(train, tmp_path):
+    config = lora(
+        layers_to_transform=[0, 2, 3, 5], rank_pattern={r"layers\.3\..*q_proj": 2}, target_modules=["q_proj"]
+    )
+    trainer = train(peft_config=config, importance="tail", protected_layers=[4, 5])
+    assert trainer.history.dropped == (3, 2)
+    trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    assert {int(name.split(".layers.")[1].split(".")[0]) for name in trained} == {0, 3}
+    held = {parameter for group in trainer.optimizer.param_groups for parameter in group["params"]}
+    assert held == {parameter for parameter in trainer.model.parameters() if parameter.requires_grad}
+    trainer.save_model(str(tmp_path / "out"))
+    assert trainer.model.peft_config["default"].layers_to_transform == [0, 3]
+
+
+def test_a_resumed_adapter_run_ends_like_one_that_was_not_stopped(train, tmp_path):
+    fields = {"save_strategy": "steps", "save_steps": 4, "max_metric_drop": 0.5, "calibration_metric": "loss"}
+    whole = train(peft_config=lora(), **fields)
+    resumed = train(peft_config=lora(), resume=str(tmp_path / "run" / "checkpoint-4"), **fields)
+    assert resumed.history.dropped == whole.history.dropped
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], tensor), name
+
+
+def test_a_model_that_has_an_adapter_already(train):
+    trainer = train(model=get_peft_model(make_model(), lora()))
+    assert trainer.causal_lm.config.num_hidden_layers == 4
+
+
+def test_a_backup_brings_adapters_back():
+    model = get_peft_model(make_model(), lora(layers_to_transform=[1, 4], target_modules=["q_proj"]))
+    expected, backup = logits(model), LayerBackup(model)
+    names = set(model.state_dict())
+    drop_layers(model, [0, 4])
+    assert model.peft_config["default"].layers_to_transform == [0]
+    backup.restore()
+    assert model.peft_config["default"].layers_to_transform == [1, 4]
+    assert set(model.state_dict()) == names
+    assert torch.equal(logits(model), expected)
+
+
+@pytest.mark.parametrize("is_merged", [True, False])
+def test_qlora(is_merged, train, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    make_model(hidden_size=64, intermediate_size=128, head_dim=16).save_pretrained(tmp_path / "model")
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", quantization_config=config, dtype=torch.float32)
+    trainer = train(model=model, peft_config=lora(target_modules=["q_proj", "down_proj"]), merge_adapter=is_merged)
+    assert trainer.history.depth == 4
+    trainer.model.state_dict()  # out of the order of bitsandbytes' CPU kernels, which compute in bfloat16
+    expected = logits_in_float32(trainer.model)
+    trainer.save_model(str(tmp_path / "out"))
+    assert (
+        trainer.history.trimmed.num_parameters
+        == make_model(num_layers=4, hidden_size=64, intermediate_size=128, head_dim=16).num_parameters()
+    )  # as they are, not as four bits are packed
+    saved = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert saved["num_hidden_layers"] == 4 and ("quantization_config" in saved) == (not is_merged)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    if not is_merged:
+        loaded = PeftModel.from_pretrained(loaded, tmp_path / "out" / "adapter")
+    assert_close(logits_in_float32(loaded), expected, atol=2e-2, rtol=1e-2)

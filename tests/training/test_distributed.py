@@ -1,0 +1,106 @@
+"""Two processes and one: the same history, the same weights."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from safetensors.torch import load_file
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM
+
+from trim_trainer import TrimHistory
+
+CONFIGS = Path(__file__).parents[2] / "recipes" / "accelerate"
+SCRIPT = Path(__file__).parents[1].joinpath("helpers", "run_distributed.py")
+
+
+def launch(folder, num_processes, **settings):
+    """Run the script and return its losses."""
+    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={num_processes}", "--standalone"]
+    launcher = launcher if num_processes > 1 else []
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *launcher, str(SCRIPT), str(folder), json.dumps(settings)],
+        capture_output=True, text=True, env=environment, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def assert_same_run(one, other):
+    first, second = TrimHistory.load(one), TrimHistory.load(other)
+    assert [entry.dropped for entry in first.rounds] == [entry.dropped for entry in second.rounds]
+    assert [entry.trained_layers for entry in first.rounds] == [entry.trained_layers for entry in second.rounds]
+    for left, right in zip(first.rounds, second.rounds, strict=True):
+        assert_close(left.scores, right.scores, atol=1e-4, rtol=1e-3)
+    expected, found = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert_close(found[name], tensor, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_layers": 4, "calibration_metric": "loss"},
+        {"target_layers": 4, "importance": "tail", "compensation_size": 30, "max_steps": 6},
+        pytest.param(
+            {"target_layers": 4, "sparse_update_ratio": None, "gradient_accumulation_steps": 2, "max_steps": 6},
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["sparse update", "compensation", "all parameters"],
+)
+def test_two_processes_train_as_one_does(settings, tmp_path):
+    one = launch(tmp_path / "one", 1, save_strategy="no", **settings)
+    two = launch(tmp_path / "two", 2, save_strategy="no", **settings)
+    assert_close(two, one, atol=1e-4, rtol=1e-3)
+    assert_same_run(tmp_path / "one" / "final", tmp_path / "two" / "final")
+
+
+def test_two_processes_roll_back_and_resume(tmp_path):
+    """A floor that any drop crosses, and a run that goes on from its middle."""
+    settings = {"target_layers": 4, "calibration_metric": "loss", "max_metric_drop": 0.0, "save_steps": 4}
+    launch(tmp_path / "run", 2, **settings)
+    whole = TrimHistory.load(tmp_path / "run" / "final")
+    resumed = launch(tmp_path / "run", 2, resume=str(tmp_path / "run" / "checkpoint-8"), **settings)
+    assert len(resumed) >= 4
+    history = TrimHistory.load(tmp_path / "run" / "final")
+    assert [entry.dropped for entry in history.rounds] == [entry.dropped for entry in whole.rounds]
+    assert history.stopped == whole.stopped
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_zero_trains_as_one_process_does(stage, tmp_path, monkeypatch):
+    """Skipped without DeepSpeed, which is not among the packages of the tests."""
+    pytest.importorskip("deepspeed")
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    auto = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+    zero = {"zero_optimization": {"stage": stage}, **dict.fromkeys(auto, "auto")}
+    settings = {"target_layers": 4, "sparse_update_ratio": None, "calibration_metric": "loss", "save_steps": 6}
+    one = launch(tmp_path / "one", 1, **settings)
+    two = launch(tmp_path / "two", 2, deepspeed=zero, **settings)
+    assert_close(two, one, atol=1e-4, rtol=1e-3)
+    assert_same_run(tmp_path / "one" / "final", tmp_path / "two" / "final")
+    checkpoint = str(tmp_path / "two" / "checkpoint-6")
+    assert_close(launch(tmp_path / "two", 2, deepspeed=zero, resume=checkpoint, **settings), one, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.iterdir()), ids=lambda path: path.name)
+def test_configs_of_accelerate_are_whole(path):
+    assert load_config_from_file(str(path)).num_processes == 8
+
+
+def test_sharded_layers_are_scored_dropped_and_trained_on(tmp_path):
+    """FSDP2 at the level of the surgery: on CPU processes accelerate turns FSDP into DDP, torch itself does not."""
+    script = Path(__file__).parents[1].joinpath("helpers", "run_sharded.py")
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", str(script), tmp_path],
+        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300,
+    )  # fmt: skip
+    assert "sharded as plain" in done.stdout, done.stderr[-3000:]
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).config.num_hidden_layers == 4
