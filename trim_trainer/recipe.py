@@ -10,10 +10,11 @@ import torch
 from datasets import Dataset, IterableDataset
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
+from .checkpoints.loading import Source
 from .data.columns import Columns
-from .data.quickstart import resolve_source
 from .data.sources import load_source
 from .records.settings import changed_settings, read_settings
+from .training.checks import check_model
 from .training.config import TrimConfig
 from .training.hooks import options_of
 from .training.trainer import TrimTrainer
@@ -99,6 +100,12 @@ class Recipe:
         return replace(self, training_args=replace(self.training_args, **changes))
 
     @property
+    def source(self) -> Source:
+        """Where the model comes from."""
+        model = self.model_args
+        return Source.of(model.model_name_or_path, model.model_revision, self.training_args.trust_remote_code)
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What differs from the defaults, as a recipe that repeats the run."""
         parts = (self.model_args, self.script_args, self.training_args)
@@ -156,13 +163,13 @@ def make_trainer(recipe: Recipe, train_dataset, eval_dataset, calibration_datase
     """Load the model of a recipe and return its trainer on these data."""
     args, model = recipe.training_args, recipe.model_args
     args.model_init_kwargs = {
-        "revision": model.model_revision,
+        "revision": recipe.source.revision,
         "attn_implementation": model.attn_implementation,
         "dtype": model.dtype,
         **(args.model_init_kwargs or {}),
     }
     trainer = TrimTrainer(
-        model=resolve_source(model.model_name_or_path),
+        model=recipe.source.path,
         args=args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
@@ -173,6 +180,20 @@ def make_trainer(recipe: Recipe, train_dataset, eval_dataset, calibration_datase
     )
     trainer.recipe = recipe.settings
     return trainer
+
+
+def check_recipe(recipe: Recipe) -> tuple[int, int]:
+    """Check that the model of a recipe can be trimmed as it says, without loading weights.
+
+    Returns:
+        Its depth and the depth to reach.
+
+    Raises:
+        ValueError: see `check_model`.
+    """
+    source, given = recipe.source, recipe.training_args.model_init_kwargs or {}
+    args = recipe.replace(model_init_kwargs={"revision": source.revision} | given).training_args
+    return check_model(source.path, args)
 
 
 def load_splits(

@@ -1,9 +1,10 @@
 import json
 
 import pytest
+import zoo
 from datasets import Dataset
 from tiny import make_examples, make_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from trim_trainer import score_layers
 from trim_trainer.cli.main import main
@@ -58,3 +59,15 @@ def test_mistakes_are_one_sentence(options, message, checkpoint, capsys):
     model, data = checkpoint
     assert main(["scan", model, "--data", data, *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_text_decoder_of_an_image_model_is_scored(tmp_path, tokenizer, capsys):
+    model = zoo.make("gemma3", AutoModelForImageTextToText)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    Dataset.from_list(make_examples(6)).to_json(tmp_path / "data.jsonl")
+    arguments = ["scan", str(tmp_path / "model"), "--data", str(tmp_path / "data.jsonl"), "--metric", "loss", "--json"]
+    assert main(arguments) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert len(report["scores"]) == model.config.get_text_config().num_hidden_layers
+    assert report["scores"] == pytest.approx(score_layers(model, tokenizer, make_examples(6), metric="loss"), abs=1e-5)

@@ -32,16 +32,14 @@ def compare(arguments: list[str]) -> int:
     from ..comparison.comparison import Comparison
     from ..comparison.files import save_report
     from ..comparison.rows import group
-    from ..data.quickstart import resolve_source
     from ..evaluation.tasks import read_task
-    from ..recipe import parse_recipe
-    from ..training.checks import check_model
+    from ..recipe import check_recipe, parse_recipe
 
     quiet_libraries()
     try:
         recipe = parse_recipe([*rest, "--output_dir", str(options.output_dir)], prog="trim-trainer compare")
         args = recipe.training_args
-        num_layers, target = check_model(resolve_source(recipe.model_args.model_name_or_path), args)
+        num_layers, target = check_recipe(recipe)
         comparison = Comparison(
             recipe=recipe,
             methods=choose_methods(options.methods, args.importance, args.compensation_size),
