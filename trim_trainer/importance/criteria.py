@@ -7,10 +7,18 @@ import torch
 
 from ..architectures.errors import UnsupportedArchitectureError
 from ..data.metrics import measure
-from .calibration import Calibration
+from .calibration import Calibration, Evidence
 from .estimates import angular_distance, block_influence, taylor
 
 TRIMLLM = "https://huggingface.co/papers/2412.11242"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a criterion says of each layer, and what it measured to say so."""
+
+    values: torch.Tensor  # (layers,): higher = keep
+    evidence: Evidence | None  # None: it needed no scan
 
 
 @dataclass(frozen=True)
@@ -21,6 +29,11 @@ class Criterion:
     paper: str | None = None
     scans: bool = False  # leaves out each layer in turn, which is what takes time
     breaks_ties: bool = False  # equal scores: the layer with the largest activation norm goes first
+
+    def judge(self, calibration: Calibration) -> Scored:
+        """Score every layer, and hand over what was measured on the way, also by a function of the user's."""
+        values = self.score(calibration)
+        return Scored(values.float().cpu(), calibration.evidence)
 
 
 def score_sensitivity(calibration: Calibration) -> torch.Tensor:

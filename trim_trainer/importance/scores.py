@@ -49,13 +49,14 @@ def calibrate(
     started, depth = time.perf_counter(), len(find_layers(model))
     candidates = tuple(range(depth)) if candidates is None else tuple(sorted(candidates))
     calibration = Calibration(model, examples, settings, candidates)
-    scores = find_criterion(criterion).score(calibration).float().cpu()
+    scored = find_criterion(criterion).judge(calibration)
+    scores = scored.values
     if scores.shape != (depth,) or not scores.isfinite().all():
         raise ValueError(
             f"Criterion {criterion_name(criterion)!r} returned {scores.tolist()}, expected {depth} finite numbers, one per "
             "layer."
         )
-    evidence = calibration.evidence or Evidence(
+    evidence = scored.evidence or Evidence(
         score_choices(model, examples, settings.layout, settings.batch_tokens), activation_norms=None
     )
     norms = evidence.activation_norms
