@@ -34,7 +34,7 @@ def wait_until(is_done, seconds=60):
 def test_a_killed_parent_takes_its_child_along(tmp_path):
     path = tmp_path / "pid"
     code = f"import test_isolation as t; t.run_alone(t.wait_forever, {str(path)!r})"
-    parent = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[1] / "helpers")
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent)
     try:
         assert wait_until(path.exists)
         child = int(path.read_text())
