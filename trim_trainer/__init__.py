@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from .import_messages import keep_import_messages
+
 __version__ = "0.1.0"
 
 # Public name -> module. Resolved on first use, so that `import trim_trainer` loads no torch.
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from .surgery.drop import drop_layers as drop_layers
     from .training.config import TrimConfig as TrimConfig
     from .training.trainer import TrimTrainer as TrimTrainer
+
+keep_import_messages()
 
 
 def __getattr__(name: str):

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from ..data.quickstart import resolve_source
+from ..import_messages import say_import_messages
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Source:
         is_composite = type(self.load_config()) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
         auto = AutoModelForImageTextToText if is_composite else AutoModelForCausalLM
         loaded, info = auto.from_pretrained(self.path, dtype=dtype, output_loading_info=True, **self.options)
+        say_import_messages(loaded)
         if info["missing_keys"]:
             names = ", ".join(sorted(info["missing_keys"])[:3])
             raise ValueError(f"`model` {self.path!r} holds no {names}: it is not a whole {type(loaded).__name__}.")

@@ -3,10 +3,8 @@
 
 def quiet_libraries() -> None:
     """Keep progress bars of single calls out of the way of the run's own."""
-    import logging
     import warnings
 
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of kernels for CPUs that it cannot download
     import datasets
     import transformers
 

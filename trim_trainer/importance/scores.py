@@ -10,6 +10,7 @@ from ..architectures.modules import find_layers
 from ..data.examples import ScoredExample
 from ..data.metrics import choose_metric, measure, scored_by
 from ..data.tokens import tokenize_examples
+from ..import_messages import say_import_messages
 from ..scoring.scan import score_choices
 from ..scoring.trial import choose_layout
 from .calibration import Calibration, Evidence, Settings
@@ -96,6 +97,7 @@ def score_layers(
         ValueError: unknown criterion, unusable calibration set, or unsupported architecture.
     """
     find_criterion(criterion)
+    say_import_messages(model)
     examples = tokenize_examples(calibration, tokenizer)
     metric = choose_metric(metric, examples)
     examples = scored_by(metric, examples)

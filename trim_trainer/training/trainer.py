@@ -21,6 +21,7 @@ from ..data.examples import ScoredExample
 from ..data.metrics import choose_metric
 from ..data.tokens import draw_examples, tokenize_examples
 from ..hub.publishing import publish
+from ..import_messages import say_import_messages
 from ..importance.criteria import CriterionLike
 from ..records.files import DEPTH_DIR
 from ..records.history import TrimHistory
@@ -96,6 +97,7 @@ class TrimTrainer(HookedTrainer):
                 train_dataset, eval_dataset, calibration_dataset, args
             )
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, *others, **kwargs)
+        say_import_messages(self.causal_lm)
         if getattr(args, "distill_from", None) is not None:
             check_distillation(self)
             self.teacher = Teacher.load(
