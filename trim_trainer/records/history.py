@@ -56,7 +56,7 @@ class TrimHistory:
     rounds: tuple[Round, ...] = ()
     untrimmed: Measurement | None = None  # before training
     measurements: tuple[Measurement, ...] = ()  # of depths that were trained, one each
-    stopped: str | None = None  # why dropping ended above the target; None: it did not
+    stopped: str | None = None  # why the run ended above the target; None: it did not
     card: CardFacts | None = None  # what the model card says beside this; None: nothing was saved yet
     format_version: int = field(default=FORMAT_VERSION)
 
@@ -75,6 +75,11 @@ class TrimHistory:
     def depth(self) -> int:
         """Number of layers that are left."""
         return len(self.kept)
+
+    @property
+    def is_above_target(self) -> bool:
+        """Whether more layers are left than were asked for."""
+        return self.depth > self.target_layers
 
     @property
     def drops(self) -> tuple[Round, ...]:

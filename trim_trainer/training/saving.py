@@ -46,6 +46,7 @@ def save_trimmed(trainer, output_dir: Path | None, state_dict: dict[str, torch.T
     facts = collect_facts(trainer)
     trainer.trimming.history = history = replace(trainer.history, card=facts)
     if not is_checkpoint:
+        history = trainer.history_beside(folder)
         write_card(folder, history, facts)
     if whole is not None:
         verify_tensors(folder, trainer.causal_lm, whole)

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
@@ -42,6 +43,7 @@ from .checks import (
     split_calibration,
 )
 from .config import TrimConfig
+from .ending import how_far_it_is, how_it_broke_off, how_it_ended
 from .hooks import HookedTrainer, TrimCallback
 from .measuring import measure_run, measure_trimmed
 from .pushing import report_failures, start_pushes
@@ -146,11 +148,23 @@ class TrimTrainer(HookedTrainer):
             self.trimming.resume(resume_from_checkpoint)
             if self.teacher is not None:
                 self.teacher.resume(resume_from_checkpoint)
-        output = super().train(resume_from_checkpoint, *args, **kwargs)
+        with self._under_way():
+            output = super().train(resume_from_checkpoint, *args, **kwargs)
         measure_trimmed(self)
         for caveat in runtime_caveats(self.model.config):
             logger.warning(caveat)
         return output
+
+    @contextmanager
+    def _under_way(self) -> Iterator[None]:
+        """A run within; an exception that breaks it off is recorded, since the model may be saved all the same."""
+        self.trimming.begin()
+        self._has_begun = False
+        try:
+            yield
+        finally:
+            if self._has_begun and sys.exception() is not None:
+                self.trimming.end(how_it_broke_off(self))
 
     def before_preparing(self, max_steps: int) -> None:
         """Plan the drops, and freeze what does not train before the optimizer is made."""
@@ -172,6 +186,7 @@ class TrimTrainer(HookedTrainer):
 
     def _begin(self) -> None:
         """Measure the untrimmed model, and choose the layers most likely to be kept, which train in a sparse update."""
+        self._has_begun = True
         if self.history.untrimmed is None:
             self.trimming.history = replace(self.history, untrimmed=measure_run(self))
         self.trimming.choose_trained()
@@ -188,9 +203,10 @@ class TrimTrainer(HookedTrainer):
         self.trimming.trim_to(self._schedule.depth_at(step, epoch))
 
     def before_finalizing(self) -> None:
-        """Look at the quality floor a last time."""
+        """Look at the quality floor a last time, and record why the run ends where that is above its target."""
         if self.trimming is not None:
             self.trimming.check_floor()
+            self.trimming.end(how_it_ended(self))
 
     def before_best_model(self) -> None:
         """Give the model the depth that the best checkpoint has."""
@@ -297,8 +313,18 @@ class TrimTrainer(HookedTrainer):
         """Keep the model as it is now, healed at its depth, if `save_depths` asks for it."""
         if self.history.depth in (self.args.save_depths or ()):
             measure_trimmed(self)
-            folder = Path(self.args.output_dir) / f"{DEPTH_DIR}{self.history.depth}"
-            self.save_model(str(folder), _internal_call=True)
+            self.save_model(str(self._depth_folder), _internal_call=True)
+
+    @property
+    def _depth_folder(self) -> Path:
+        return Path(self.args.output_dir) / f"{DEPTH_DIR}{self.history.depth}"
+
+    def history_beside(self, folder: Path) -> TrimHistory:
+        """The history of a model that is saved as it is now; above the target, and not on the way, it says why."""
+        is_on_the_way = folder == self._depth_folder or not self.history.is_above_target
+        if is_on_the_way or self.history.stopped is not None:
+            return self.history
+        return self.trimming.history_stopped_by(how_far_it_is(self))
 
     def write_model(self, folder: Path | None, state_dict: dict[str, torch.Tensor] | None) -> None:
         """Write model and tokenizer; with a target, history and card too, all loaded back and compared."""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -101,12 +102,13 @@ class Trimming:
         self._laid_out = [*examples, *other_examples]
         self._on_round, self._before_drop = on_round, before_drop
         self._untrimmed: LayerBackup | None = None
+        self.is_over = False  # no further layer is dropped, whatever the plan says
 
     # The algorithm.
 
     def trim_to(self, depth: int) -> None:
         """Drop layers until `depth` of them are left; stop at the quality floor."""
-        while self.history.depth > depth and self.history.stopped is None:
+        while self.history.depth > depth and not self.is_over:
             scored = self.score()
             if self.floor.is_crossed(scored.metric):
                 self.roll_back(scored.metric)
@@ -186,17 +188,35 @@ class Trimming:
 
     def roll_back(self, metric: float) -> None:
         """Return to the last depth above the quality floor; the rest of the schedule heals it."""
-        run = self.run
+        run, target = self.run, self.history.target_layers
         self.history = self.floor.restore(metric, self.history, run.model, run.optimizer, run.decayed_names)
         run.sync_parameters()
+        self.history = replace(self.history, target_layers=target)  # a resumed run may have another one
         self.stop(self.history.stopped)
 
     def stop(self, reason: str) -> None:
         """Drop no further layer; the rest of the schedule heals what is left."""
+        self.is_over = True
         self.history = replace(self.history, stopped=reason)
         logger.warning("Dropping stops: %s.", reason)
 
     # Before and after it.
+
+    def begin(self) -> None:
+        """A run begins: what was said of the end of an earlier one is not true any more."""
+        if not self.is_over:
+            self.history = replace(self.history, stopped=None)
+
+    def end(self, reason: str) -> None:
+        """The run has ended; where that is above its target, record and say why."""
+        if self.history.is_above_target and self.history.stopped is None:
+            self.history = self.history_stopped_by(reason)
+
+    def history_stopped_by(self, reason: str) -> TrimHistory:
+        """The history of a model that is left above the target, for a reason that is said."""
+        depths = self.history.depth, self.history.target_layers
+        logger.warning("The model has %d layers, above the target of %d: %s.", *depths, reason)
+        return replace(self.history, stopped=reason)
 
     def choose_trained(self) -> None:
         """Choose the layers most likely to be kept, which train in a sparse update, if there is to be one."""
@@ -214,7 +234,7 @@ class Trimming:
 
     def check_floor(self) -> None:
         """Roll back if the model that has trained to the end is below the quality floor."""
-        if self.history.drops and self.history.stopped is None:
+        if self.history.drops and not self.is_over:
             metric = self.measure_metric()
             if self.floor.is_crossed(metric):
                 self.roll_back(metric)
@@ -258,7 +278,7 @@ class Trimming:
 
     def return_to(self, checkpoint: str) -> None:
         """Give the model the depth of an earlier checkpoint, with layers that have gone since; see `keep_untrimmed`."""
-        best = TrimHistory.load(checkpoint)
+        best, was = TrimHistory.load(checkpoint), self.history
         if best.depth > self.history.depth:
             logger.warning(
                 "The best checkpoint has %d layers, the last one %d. To choose among those at the target only, set "
@@ -268,7 +288,11 @@ class Trimming:
             )
         self._untrimmed.restore()
         self.history = replace(best, rounds=())
-        self._bring_to(best)
+        self._bring_to(replace(best, target_layers=was.target_layers, stopped=None))
+        if self.history.is_above_target:
+            returned = f"`load_best_model_at_end` returned to {Path(checkpoint).name}, which has {best.depth} layers"
+            reasons = [was.stopped] if best.depth == was.depth and was.stopped else [was.stopped, returned]
+            self.history = replace(self.history, stopped="; ".join(filter(None, reasons)))
 
     def _bring_to(self, history: TrimHistory) -> PreTrainedModel:
         """Give the model the layers of a history, of which it has all or more, and return it."""
