@@ -1,54 +1,88 @@
-"""Splits that share nothing: what makes two examples the same one, holding out, drawing, checking."""
+"""Splits that share nothing: what makes two examples the same one, holding out, drawing, comparing."""
 
 import json
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 from datasets import Dataset, IterableDataset
+from trl import maybe_convert_to_chatml
+
+from .choices import CalibrationError, check_choices, has_choices
+from .contents import digest, plain, plain_rows
+
+__all__ = ["CalibrationError", "RowKey", "check_choices", "check_disjoint", "draw_rows", "example_key", "hold_out"]
+
+# What SFTTrainer makes the tokens of a row from, the first that it finds; and what goes in beside it, and into a chat.
+_TEXTS = (("input_ids",), ("prompt", "completion"), ("messages",), ("text",))
+_IMAGES, _TEMPLATE = ("images", "image"), ("tools", "chat_template_kwargs")
+# Rows that are looked at of an evaluation set that is a stream: it may have no end.
+NUM_STREAM_ROWS = 1000
+# Rows of a stream in a row, beyond the held-out ones, that may all be copies of these before the stream counts as used up.
+MAX_COPIES = 10_000
 
 
-class CalibrationError(ValueError):
-    """The calibration set cannot be used; the message says which example or setting is wrong."""
+def example_key(example: dict, text_field: str = "text") -> str:
+    """What makes two examples the same one: the contents that become their tokens; in no known format, all columns.
 
-
-def example_key(example: dict) -> str:
-    """What makes two examples the same one: prompt and completion, or the whole text; else all columns."""
-    for columns in (("prompt", "completion"), ("messages",), ("text",), ("input_ids",)):
-        if columns[0] in example:
-            values = [example.get(column) for column in columns]
-            if columns[0] == "prompt" and values[1] is None and "choices" in example:
-                values[1] = example["choices"][example["answer"]]
-            return json.dumps(values, sort_keys=True, default=str)
-    return json.dumps(example, sort_keys=True, default=str)
-
-
-def check_choices(dataset: Iterable[dict], name: str) -> None:
-    """Check that each multiple-choice example has exactly one right answer among its choices.
-
-    Raises:
-        CalibrationError: names the data set, the row, the value and the rule.
+    Args:
+        example: A row, in any format of `datasets`.
+        text_field: Column of plain texts.
     """
-    for row, example in enumerate(dataset):
-        if "choices" not in example:
-            return
-        choices, answer = example["choices"], example.get("answer")
-        where = f"Row {row} of {name}: "
-        if not isinstance(answer, int) or not 0 <= answer < len(choices):
-            raise CalibrationError(
-                f"{where}`answer` is {answer!r}, expected the index of the right choice, from 0 to {len(choices) - 1}."
-            )
-        if choices.count(choices[answer]) > 1:
-            raise CalibrationError(f"{where}the right answer {choices[answer]!r} stands in `choices` more than once.")
-        if example.get("completion", choices[answer]) != choices[answer]:
-            raise CalibrationError(
-                f"{where}`completion` is {example['completion']!r}, but `choices[{answer}]` is {choices[answer]!r}. "
-                "Training and calibration would disagree about the right answer."
-            )
+    if "conversations" in example:
+        example = maybe_convert_to_chatml(plain(example))
+    if text_field != "text" and text_field in example:
+        example = {**example, "text": example[text_field]}
+    columns = next((columns for columns in _TEXTS if columns[0] in example), None)
+    if columns is None:
+        return digest(example)
+    held = {column: example.get(column) for column in columns}
+    if columns[0] == "prompt" and held["completion"] is None and has_choices(example):
+        held["completion"] = plain(example["choices"])[int(example["answer"])]
+    if columns[0] != "input_ids":
+        is_chat = not isinstance(example[columns[0]], str)
+        held |= {column: _given(example.get(column)) for column in (*_IMAGES, *(_TEMPLATE if is_chat else ()))}
+    return digest(held)
 
 
-def check_disjoint(calibration: Iterable[dict], evaluation_keys: set[str]) -> None:
+def _given(value: Any) -> Any:
+    """What a column says: an empty list says the same as none, and tools may be written as JSON, which SFTTrainer reads."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:  # no JSON: SFTTrainer will say so
+            return value
+    return None if isinstance(value, (list, tuple, Mapping)) and not value else value
+
+
+@dataclass(frozen=True)
+class RowKey:
+    """`example_key` of the rows of a run.
+
+    Args:
+        text_field: `dataset_text_field`: column of plain texts.
+        formatting_func: Of SFTTrainer: makes the text of a row that has no tokens yet.
+    """
+
+    text_field: str = "text"
+    formatting_func: Callable[[dict], str] | None = None
+
+    def __call__(self, row: dict) -> str:
+        """The key of a row."""
+        if self.formatting_func is not None and "input_ids" not in row:
+            return example_key({"text": self.formatting_func(row)})
+        return example_key(row, self.text_field)
+
+    def of_all(self, dataset: Iterable[dict]) -> Iterator[str]:
+        """The keys of all rows, in their order; a function of the user's gets rows as it gets them in training."""
+        return map(self, plain_rows(dataset) if self.formatting_func is None else dataset)
+
+
+def check_disjoint(calibration: Iterable[dict], evaluation_keys: Set[str], key: RowKey = RowKey()) -> None:
     """Raise a CalibrationError if an example of the calibration set is in the evaluation set."""
-    shared = sum(example_key(example) in evaluation_keys for example in calibration)
+    shared = sum(each in evaluation_keys for each in key.of_all(calibration))
     if shared:
         raise CalibrationError(
             f"`calibration_dataset` shares {shared} example(s) with `eval_dataset`. Layers chosen on the evaluation set "
@@ -58,9 +92,13 @@ def check_disjoint(calibration: Iterable[dict], evaluation_keys: set[str]) -> No
 
 
 def hold_out(
-    train_dataset: Dataset | IterableDataset, evaluation_keys: set[str], size: int, seed: int
+    train_dataset: Dataset | IterableDataset,
+    evaluation_keys: Set[str],
+    size: int,
+    seed: int,
+    key: RowKey = RowKey(),
 ) -> tuple[Dataset | IterableDataset, Dataset | list[dict]]:
-    """Take `size` examples out of the training set.
+    """Take `size` examples out of the training set, of a stream the first.
 
     Every copy of a held-out example leaves the training set, and no example of the evaluation set is taken.
 
@@ -71,11 +109,9 @@ def hold_out(
         CalibrationError: fewer than `size + 1` examples could be used.
     """
     if isinstance(train_dataset, IterableDataset):
-        held_out = list(train_dataset.take(size))
-        check_disjoint(held_out, evaluation_keys)
-        return train_dataset.skip(size), held_out
-    keys = [example_key(example) for example in train_dataset]
-    candidates = list({key: row for row, key in enumerate(keys) if key not in evaluation_keys}.values())
+        return _hold_out_of_stream(train_dataset, evaluation_keys, size, key)
+    keys = list(key.of_all(train_dataset))
+    candidates = list({each: row for row, each in enumerate(keys) if each not in evaluation_keys}.values())
     if len(candidates) <= size:
         raise CalibrationError(
             f"`calibration_size` is {size}, but the training set has {len(candidates)} distinct examples that are not "
@@ -84,16 +120,55 @@ def hold_out(
         )
     rows = sorted(random.Random(seed).sample(candidates, size))
     taken = {keys[row] for row in rows}
-    rest = [row for row, key in enumerate(keys) if key not in taken]
-    return train_dataset.select(rest), train_dataset.select(rows)
+    rest = [row for row, each in enumerate(keys) if each not in taken]
+    held_out = train_dataset.select(rows)
+    return train_dataset.select(rest), draw_rows(held_out, size, seed) if key.formatting_func is None else held_out
+
+
+def _hold_out_of_stream(
+    stream: IterableDataset, evaluation_keys: Set[str], size: int, key: RowKey
+) -> tuple[IterableDataset, list[dict]]:
+    """The same of a stream, which is read as far as `size` rows that can be used."""
+    held_out: dict[str, dict] = {}
+    num_read = 0
+    for row in islice(stream, size + MAX_COPIES):
+        num_read, name = num_read + 1, key(row)
+        if len(held_out) == size and name not in held_out:
+            return stream.filter(_Without(frozenset(held_out), key)), [plain(each) for each in held_out.values()]
+        if name not in evaluation_keys:
+            held_out.setdefault(name, row)
+    raise CalibrationError(
+        f"`calibration_size` is {size}, but the first {num_read:,} rows of `train_dataset`, a stream, have {len(held_out)} "
+        "distinct examples that are not in the evaluation set, and at least one has to be left to train on. Lower "
+        "`calibration_size` or pass `calibration_dataset`."
+    )
+
+
+class _Without:
+    """Whether a row of a stream is none of those that were held out, which may come again later on.
+
+    Raises:
+        CalibrationError: nothing but these comes any more, so training would wait for ever.
+    """
+
+    def __init__(self, held_out: Set[str], key: RowKey):
+        self.held_out, self.key, self._num_in_a_row = held_out, key, 0
+
+    def __call__(self, row: dict) -> bool:
+        is_other = self.key(row) not in self.held_out
+        self._num_in_a_row = 0 if is_other else self._num_in_a_row + 1
+        if self._num_in_a_row > len(self.held_out) + MAX_COPIES:
+            raise CalibrationError(
+                f"The last {self._num_in_a_row:,} rows of `train_dataset`, a stream, are all among the "
+                f"{len(self.held_out)} that are held out to calibrate on. Lower `calibration_size` or pass "
+                "`calibration_dataset`."
+            )
+        return is_other
 
 
 def draw_rows(dataset: Iterable[dict], size: int, seed: int) -> Iterable[dict]:
-    """Return `size` rows, after a shuffle if the set is larger; of a stream or a list the first."""
-    if isinstance(dataset, IterableDataset):
-        return list(dataset.take(size))
-    if len(dataset) <= size:
-        return dataset
-    if isinstance(dataset, Dataset):
-        return dataset.shuffle(seed=seed).select(range(size))
-    return list(dataset)[:size]
+    """Return `size` rows as Python objects, after a shuffle if the set is larger; of a stream or a list the first."""
+    if isinstance(dataset, Dataset) and len(dataset) > size:
+        dataset = dataset.shuffle(seed=seed).select(range(size))
+    rows = plain_rows(dataset)
+    return rows if isinstance(rows, Dataset) else list(islice(rows, size))

@@ -72,7 +72,7 @@ def _prompted(example: dict, tokenizer) -> ScoredExample:
             "token of a choice. Give each example a prompt."
         )
     scored = tuple(tuple(ids[start:]) for ids in choices)
-    return ScoredExample(tuple(choices[0][:start]), scored, scored, example.get("answer", 0))
+    return ScoredExample(tuple(choices[0][:start]), scored, scored, example["answer"] if example.get("choices") else 0)
 
 
 def _plain(ids: list[int], labels: list[int] | None, max_length: int | None) -> Iterator[ScoredExample]:

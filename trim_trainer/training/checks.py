@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from accelerate.utils import is_peft_model
@@ -14,7 +14,8 @@ from ..architectures.configs import num_layers
 from ..architectures.droppable import droppable_layers
 from ..architectures.modules import find_layers
 from ..architectures.table import find_architecture
-from ..data.splits import CalibrationError, check_choices, check_disjoint, draw_rows, example_key, hold_out
+from ..data.choices import CalibrationError, check_choices
+from ..data.splits import NUM_STREAM_ROWS, RowKey, check_disjoint, draw_rows, hold_out
 from ..records.files import HISTORY_NAME
 from ..surgery.drop import check_layers, is_quantized
 from .config import TrimConfig
@@ -166,26 +167,56 @@ def split_calibration(
     eval_dataset: Dataset | IterableDataset | dict | None,
     calibration_dataset: Iterable[dict] | None,
     args: TrimConfig,
+    formatting_func: Callable[[dict], str] | None = None,
 ) -> tuple[Dataset | IterableDataset, Iterable[dict]]:
     """Check all data sets and return the training set and the calibration set, which shares nothing with the others.
+
+    No stream is read to its end, which it may not have: of one to train on, so far as examples are held out of it; of
+    one to calibrate on, the rows that are used; of one to evaluate on, the first `NUM_STREAM_ROWS`.
 
     Raises:
         CalibrationError: overlapping sets, no example left to calibrate on, or a choice without one right answer.
     """
     if train_dataset is None:
         raise ValueError("`train_dataset` is None, expected a data set to train on.")
-    sets = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
-    evaluation = {name: dataset for name, dataset in sets.items() if dataset is not None}
-    named = {"train_dataset": train_dataset, **evaluation}
-    if calibration_dataset is not None:
-        named["calibration_dataset"] = calibration_dataset
+    key = RowKey(args.dataset_text_field, formatting_func)
+    evaluation = {name: _looked_at(dataset, name) for name, dataset in named_evaluation_sets(eval_dataset).items()}
+    if calibration_dataset is not None and not hasattr(calibration_dataset, "__len__"):
+        calibration_dataset = draw_rows(calibration_dataset, args.calibration_size, args.seed)
+    named = {"train_dataset": train_dataset, **evaluation, "calibration_dataset": calibration_dataset}
     for name, dataset in named.items():
-        if not isinstance(dataset, IterableDataset):
+        if not (dataset is None or isinstance(dataset, IterableDataset) or formatting_func is not None):
             check_choices(dataset, name)
-    keys = {example_key(example) for dataset in evaluation.values() for example in dataset}
+    keys = {each for dataset in evaluation.values() for each in key.of_all(dataset)}
     if calibration_dataset is None:
-        return hold_out(train_dataset, keys, args.calibration_size, args.seed)
-    check_disjoint(calibration_dataset, keys)
-    if not isinstance(calibration_dataset, IterableDataset) and len(calibration_dataset) == 0:
+        train_dataset, held_out = hold_out(train_dataset, keys, args.calibration_size, args.seed, key)
+        if formatting_func is None:
+            check_choices(held_out, "train_dataset")  # of a stream, these only
+        return train_dataset, held_out
+    check_disjoint(calibration_dataset, keys, key)
+    if len(calibration_dataset) == 0:
         raise CalibrationError("`calibration_dataset` is empty, expected at least one example.")
     return train_dataset, draw_rows(calibration_dataset, args.calibration_size, args.seed)
+
+
+def named_evaluation_sets(
+    eval_dataset: Dataset | IterableDataset | dict | None,
+) -> dict[str, Dataset | IterableDataset]:
+    """The evaluation sets by what a message calls them."""
+    if not isinstance(eval_dataset, dict):
+        return {} if eval_dataset is None else {"eval_dataset": eval_dataset}
+    return {f"eval_dataset[{name!r}]": dataset for name, dataset in eval_dataset.items() if dataset is not None}
+
+
+def _looked_at(dataset: Dataset | IterableDataset, name: str) -> Dataset | list[dict]:
+    """An evaluation set; of a stream its first rows."""
+    if not isinstance(dataset, IterableDataset):
+        return dataset
+    logger.warning(
+        "`%s` is a stream: the calibration set is compared with its first %d rows only, and neither the model card nor "
+        "the history says how good the model is on it. Pass a `Dataset`, such as "
+        "`Dataset.from_list(list(stream.take(1000)))`, to have both.",
+        name,
+        NUM_STREAM_ROWS,
+    )
+    return list(dataset.take(NUM_STREAM_ROWS))

@@ -96,7 +96,7 @@ class TrimTrainer(HookedTrainer):
         if is_trimming:
             num_layers, target = check_model(model, args, kwargs.get("peft_config"))
             train_dataset, calibration_dataset = split_calibration(
-                train_dataset, eval_dataset, calibration_dataset, args
+                train_dataset, eval_dataset, calibration_dataset, args, kwargs.get("formatting_func")
             )
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, *others, **kwargs)
         say_import_messages(self.causal_lm)
