@@ -90,6 +90,8 @@ class CellResult:
 def run_cell(cell: Cell, recipe: Recipe, tasks: Iterable[Task], folder: Path) -> None:
     """Train and measure one cell, and write its result into `folder`; runs in a process of its own."""
     quiet_libraries()
+    for task in tasks:
+        task.check()
     recipe = cell.recipe(recipe, folder)
     use_one_gpu(recipe.training_args)  # a cell is one process
     script, method = recipe.script_args, METHODS[cell.method]

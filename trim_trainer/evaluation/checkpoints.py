@@ -52,6 +52,8 @@ def evaluate_checkpoints(
         OSError: no such model.
         ModuleNotFoundError: lm-evaluation-harness is asked for and not installed.
     """
+    for task in tasks:
+        task.check()
     options = (tasks, dtype, device, batch_tokens, has_lm_eval, trust_remote_code)
     return [run_alone(_evaluate, model, *options) for model in models]
 

@@ -8,6 +8,8 @@ from datasets import Dataset
 
 from ..architectures.droppable import droppable_layers
 from ..checkpoints.loading import Source, default_device
+from ..data.choices import check_choices
+from ..data.contents import plain_rows
 from ..data.metrics import choose_metric, scored_by
 from ..data.sources import load_source
 from ..data.tokens import tokenize_examples
@@ -90,9 +92,10 @@ def report_layers(
     """
     find_criterion(criterion)
     dataset = _load(data, split)
+    check_choices(dataset, repr(data))
     dataset = dataset.shuffle(seed=seed).select(range(min(size, len(dataset))))
     source = Source.of(model, trust_remote_code=trust_remote_code)
-    examples = tokenize_examples(dataset, source.load_tokenizer())
+    examples = tokenize_examples(plain_rows(dataset), source.load_tokenizer())
     metric = choose_metric(metric, examples)
     examples = scored_by(metric, examples)
     loaded = source.load_model(dtype).to(device or default_device())

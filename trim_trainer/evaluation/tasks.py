@@ -3,9 +3,10 @@
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
+from ..data.choices import check_choices, checked_rows
 from ..data.examples import ScoredExample
 from ..data.tokens import tokenize_examples
 from ..recipe import RecipeArguments, check_keys, load_splits, make_parser, take
@@ -36,6 +37,12 @@ class Task:
         script = replace(self.script, max_eval_samples=None)
         return load_splits(script, only=script.dataset_test_split)[script.dataset_test_split]
 
+    def check(self) -> None:
+        """Raise a ValueError if the evaluation set cannot be used, before a model is loaded for it."""
+        dataset = self.load()
+        if not isinstance(dataset, IterableDataset):  # rows of a stream are checked as they are drawn
+            check_choices(dataset, repr(self.name))
+
     def examples(self, tokenizer: PreTrainedTokenizerBase, window: int = 512) -> list[ScoredExample]:
         """The evaluation set as tokens, `limit` of it.
 
@@ -48,8 +55,8 @@ class Task:
         """
         dataset = self.load()
         if dataset.column_names != [TEXT]:
-            return tokenize_examples(take(dataset, self.limit), tokenizer)
-        ids = tokenizer("\n\n".join(filter(str.strip, dataset[TEXT])))["input_ids"]
+            return tokenize_examples(checked_rows(take(dataset, self.limit), repr(self.name)), tokenizer)
+        ids = tokenizer("\n\n".join(row[TEXT] for row in dataset if row[TEXT].strip()))["input_ids"]
         windows = [ids[start : start + window] for start in range(0, len(ids), window)]
         rows = [{"input_ids": part} for part in windows[: self.limit] if len(part) > 1]
         return tokenize_examples(rows, tokenizer)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..architectures.modules import find_layers
+from ..data.choices import checked_rows
 from ..data.examples import ScoredExample
 from ..data.metrics import choose_metric, measure, scored_by
 from ..data.tokens import tokenize_examples
@@ -84,7 +85,8 @@ def score_layers(
     Args:
         model: A causal LM.
         tokenizer: Its tokenizer.
-        calibration: Examples in TRL's formats; multiple choice with the columns `choices` and `answer`.
+        calibration: Examples in TRL's formats; multiple choice with the columns `choices` and `answer`. All of them are
+            used: of a long stream, take some.
         criterion: A name in `CRITERIA`, or a function that takes a `Calibration` and returns (layers,), higher = keep.
         metric: `"accuracy"` or `"loss"`; None: accuracy if every example has choices, else loss.
         seed: For the criteria that draw.
@@ -98,7 +100,7 @@ def score_layers(
     """
     find_criterion(criterion)
     say_import_messages(model)
-    examples = tokenize_examples(calibration, tokenizer)
+    examples = tokenize_examples(checked_rows(calibration, "calibration"), tokenizer)
     metric = choose_metric(metric, examples)
     examples = scored_by(metric, examples)
     settings = Settings(metric, choose_layout(model, examples), batch_tokens, seed=seed)
