@@ -3,11 +3,12 @@ import json
 import pytest
 import zoo
 from datasets import Dataset
-from tiny import make_examples, make_model
+from tiny import TRAINING, make_examples, make_model
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-from trim_trainer import score_layers
+from trim_trainer import TrimConfig, TrimTrainer, droppable_layers, score_layers
 from trim_trainer.cli.main import main
+from trim_trainer.evaluation.layers import report_layers
 
 
 @pytest.fixture
@@ -35,10 +36,66 @@ def test_a_table_and_a_picture(criterion, checkpoint, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f"{criterion} by accuracy, 20 examples" in printed and "accuracy of the whole model" in printed
     report = json.loads((output / "layer_scores.json").read_text())
-    least = min(range(6), key=report["scores"].__getitem__)
-    first_row = next(line for line in printed.splitlines() if line.startswith("│ 1 "))
-    assert first_row.split("│")[2].strip() == str(least)
+    first = report["drop_order"][0]
+    assert report["scores"][first] == min(report["scores"])
+    assert ranked(printed)[:5] == report["drop_order"]
     assert (output / "layer_scores.png").read_bytes().startswith(b"\x89PNG")
+
+
+def ranked(printed):
+    """Layers in the order of a printed table."""
+    rows = [line.split("│") for line in printed.splitlines() if line.startswith("│")]
+    return [int(row[2]) for row in rows]
+
+
+@pytest.mark.parametrize("options", [{}, {"racing_confidence": 0.9}])
+@pytest.mark.parametrize("metric", ["accuracy", "loss"])
+def test_the_order_is_that_in_which_a_run_drops(metric, options, checkpoint, tokenizer, tmp_path, monkeypatch, capsys):
+    model, data = checkpoint
+    fields = {"calibration_metric": metric, "calibration_size": 20, "learning_rate": 0.0, "max_steps": 2, **options}
+    args = TrimConfig(str(tmp_path / "run"), target_layers=3, layers_per_trim=3, trim_steps=1, **(TRAINING | fields))
+    train = Dataset.from_list(make_examples(16, first=100))
+    calibration = Dataset.from_list(make_examples(20))
+    trainer = TrimTrainer(model, args, train_dataset=train, calibration_dataset=calibration)
+    trainer.train()
+    expected = list(trainer.history.dropped)[: 1 if options else 3]  # a race for three is run to another end
+    drawn = []
+    monkeypatch.setattr("trim_trainer.evaluation.layers.plot_layers", lambda *given: drawn.append(given[-1]))
+    arguments = [
+        "scan",
+        model,
+        "--data",
+        data,
+        "--size",
+        "20",
+        "--metric",
+        metric,
+        "--output",
+        str(tmp_path / "report"),
+    ]
+    arguments += [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    assert main(arguments) == 0
+    report = json.loads((tmp_path / "report" / "layer_scores.json").read_text())
+    if metric == "accuracy":
+        assert report["scores"].count(min(report["scores"])) > 1  # so that norms decide
+    assert report["drop_order"][: len(expected)] == expected and drawn == [expected[:1]]
+    assert ranked(capsys.readouterr().out)[: len(expected)] == expected
+
+
+@pytest.mark.parametrize("model_type", ["gemma3n_text", "granitemoehybrid", "minimax"])
+def test_what_others_need_goes_behind_them_or_stays(model_type, tmp_path, tokenizer):
+    model = zoo.make(model_type)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    Dataset.from_list(make_examples(6)).to_json(tmp_path / "data.jsonl")
+    report = report_layers(str(tmp_path / "model"), str(tmp_path / "data.jsonl"), metric="loss", racing_confidence=0.9)
+    for number, layer in enumerate(report.drop_order):
+        assert layer in droppable_layers(model, report.drop_order[:number])
+    assert not droppable_layers(model, report.drop_order)
+    assert sorted(report.order()) == list(range(len(report.scores)))
+    assert [report.num_scored[layer] > 0 for layer in report.order()] == sorted(
+        map(bool, report.num_scored), reverse=True
+    )
 
 
 def test_a_race_says_what_each_score_comes_from(checkpoint, capsys):

@@ -14,6 +14,7 @@ from ..data.metrics import choose_metric, scored_by
 from ..data.sources import load_source
 from ..data.tokens import tokenize_examples
 from ..importance.calibration import Settings
+from ..importance.choice import choose_layers
 from ..importance.criteria import find_criterion
 from ..importance.scores import calibrate
 from ..records.plots import plot_layers
@@ -37,22 +38,22 @@ class LayerReport:
     scores: list[float]  # higher = keep
     num_scored: list[int]  # examples that each score comes from
     activation_norms: list[float] | None
-    droppable: list[bool]
+    droppable: list[bool]  # each on its own
+    drop_order: list[
+        int
+    ]  # in which a run would drop them; the others have to stay, all of them or where these are gone
 
     def order(self) -> list[int]:
-        """Layers, the least important first; those that have to stay come last."""
-        key = [
-            (not can_go, -seen, score)
-            for can_go, seen, score in zip(self.droppable, self.num_scored, self.scores, strict=True)
-        ]
-        return sorted(range(len(self.scores)), key=key.__getitem__)
+        """Layers, the first to go first; those that have to stay come last, the least important first."""
+        left = set(range(len(self.scores))) - set(self.drop_order)
+        return [*self.drop_order, *sorted(left, key=lambda layer: (not self.droppable[layer], self.scores[layer]))]
 
     def save(self, directory: str | Path) -> None:
         """Write the numbers as JSON and the picture into `directory`."""
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / REPORT_NAME).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-        plot_layers(self.scores, self.droppable, self.criterion, folder / REPORT_PLOT)
+        plot_layers(self.scores, self.droppable, self.criterion, folder / REPORT_PLOT, self.drop_order[:1])
 
 
 def report_layers(
@@ -100,8 +101,9 @@ def report_layers(
     examples = scored_by(metric, examples)
     loaded = source.load_model(dtype).to(device or default_device())
     settings = Settings(metric, choose_layout(loaded, examples), batch_tokens, 1, racing_confidence, seed)
-    scored = calibrate(loaded, examples, criterion, settings)
     can_go = set(droppable_layers(loaded))
+    scored = calibrate(loaded, examples, criterion, settings, can_go or None)
+    order = choose_layers(scored, criterion, len(scored.scores), lambda chosen: droppable_layers(loaded, chosen))
     return LayerReport(
         model=model,
         data=data,
@@ -115,6 +117,7 @@ def report_layers(
         num_scored=list(scored.num_examples or [len(examples)] * len(scored.scores)),
         activation_norms=None if scored.activation_norms is None else list(scored.activation_norms),
         droppable=[layer in can_go for layer in range(len(scored.scores))],
+        drop_order=list(order),
     )
 
 

@@ -1,6 +1,7 @@
 """The pictures of a run: importance of each layer per round, and the metric against depth."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -61,8 +62,10 @@ def label_by_depth(axes: Axes, what: str, title: str) -> None:
     axes.legend(frameon=False, fontsize=8)
 
 
-def plot_layers(scores: list[float], droppable: list[bool], criterion: str, path: str | Path) -> None:
-    """Draw the score of each layer; layers that have to stay are grey."""
+def plot_layers(
+    scores: list[float], droppable: list[bool], criterion: str, path: str | Path, first: Sequence[int] = ()
+) -> None:
+    """Draw the score of each layer; layers that have to stay are grey, a cross marks those that go first."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.subplots()
     axes.bar(range(len(scores)), scores, color=[INK if can_go else MUTED for can_go in droppable])
@@ -71,7 +74,8 @@ def plot_layers(scores: list[float], droppable: list[bool], criterion: str, path
     if max(scores) > 4 * abs(middle) > 0:
         axes.set_ylim(min(0.0, 1.1 * min(scores)), 2 * abs(middle))
     axes.axhline(0, color=MUTED, linewidth=0.8)
-    axes.set_xlabel("layer (grey: has to stay)")
+    axes.plot(first, [scores[layer] for layer in first], "x", color=ACCENT, markersize=8, markeredgewidth=2)
+    axes.set_xlabel("layer (grey: has to stay, cross: goes first)")
     axes.set_ylabel("importance, higher = keep")
     axes.set_title(f"Importance by {criterion}", loc="left", color=INK)
     figure.savefig(path, dpi=120, metadata={"Software": None})
