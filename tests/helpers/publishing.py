@@ -94,7 +94,7 @@ def train_and_push(output_dir, settings, endpoint, token, home, has_xet=False):
     return said
 
 
-def make_trainer(output_dir, **settings):
+def make_trainer(output_dir, trainer_class=TrimTrainer, peft_config=None, **settings):
     """A trainer of the tiny model on the way from six to three layers."""
     torch.set_num_threads(1)
     train, evaluation = (Dataset.from_list(make_examples(number, first)) for number, first in ((64, 0), (24, 100)))
@@ -103,9 +103,9 @@ def make_trainer(output_dir, **settings):
         "report_to": "none", "save_strategy": "no", "disable_tqdm": True, "seed": 3, "target_layers": 3,
         "calibration_size": 8,
     }  # fmt: skip
-    return TrimTrainer(
+    return trainer_class(
         make_model(), TrimConfig(output_dir=str(output_dir), **(base | settings)), train_dataset=train,
-        eval_dataset=evaluation, processing_class=make_tokenizer(),
+        eval_dataset=evaluation, processing_class=make_tokenizer(), peft_config=peft_config,
     )  # fmt: skip
 
 
@@ -124,13 +124,33 @@ print(json.dumps(found))
 """
 
 
-def load_elsewhere(source, revisions, endpoint, home, has_xet=False):
-    """Load revisions in a fresh process with an empty cache; return depth and logits of each."""
+# The same with PEFT, in each way that there is: `revision`, and the base model that the adapter's config names.
+ADAPTER_LOADER = """
+import json, sys, torch
+from huggingface_hub import snapshot_download
+from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
+from transformers import AutoModelForCausalLM
+ids, name, found = torch.arange(10, 40).view(2, 15), sys.argv[1], {}
+for revision in sys.argv[2:]:
+    where = {"subfolder": "adapter", "revision": revision}
+    base = AutoModelForCausalLM.from_pretrained(name, revision=revision)
+    config = PeftConfig.from_pretrained(name, **where)
+    named = AutoModelForCausalLM.from_pretrained(config.base_model_name_or_path, revision=config.revision)
+    models = [PeftModel.from_pretrained(each, name, **where) for each in (base, named)]
+    models.append(AutoPeftModelForCausalLM.from_pretrained(snapshot_download(name, revision=revision) + "/adapter"))
+    found[revision] = [model.eval()(input_ids=ids).logits.tolist() for model in models]
+assert "trim_trainer" not in sys.modules
+print(json.dumps(found))
+"""
+
+
+def load_elsewhere(source, revisions, endpoint, home, has_xet=False, loader=LOADER):
+    """Load revisions in a fresh process with an empty cache; return depth and logits of each, or what `loader` finds."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHONPATH"))}
     environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
     environment |= {} if has_xet else {"HF_HUB_DISABLE_XET": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", LOADER, source, *revisions],
+        [sys.executable, "-c", loader, source, *revisions],
         env=environment,
         capture_output=True,
         text=True,

@@ -32,4 +32,6 @@ def publish(arguments: list[str]) -> int:
     for each in done:
         what = f"commit {each.commit[:8]}" if each.is_new else f"unchanged at {each.commit[:8]}"
         print(f"{each.revision}: {each.depth} layers, {what}, tag {each.tag}, {each.url}")
+        if each.removed:
+            print(f"{each.revision}: removed, since loaders would take them: {', '.join(each.removed)}")
     return 0

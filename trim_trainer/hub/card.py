@@ -9,7 +9,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData, RepoCard
 
 from ..records.facts import CardFacts
-from ..records.files import IMPORTANCE_PLOT, METRIC_PLOT
+from ..records.files import ADAPTER_DIR, IMPORTANCE_PLOT, METRIC_PLOT
 from ..records.history import TrimHistory
 from ..records.measurement import Measurement, Quality
 from ..records.statistics import wilson_interval
@@ -46,6 +46,7 @@ def render_card(
     repo_id: str | None = None,
     revision: str = "main",
     family: tuple[Member, ...] = (),
+    has_adapter: bool = False,
 ) -> str:
     """Return the model card as Markdown with its YAML head.
 
@@ -55,6 +56,7 @@ def render_card(
         repo_id: Where it is published; None: the card speaks of the folder that it lies in.
         revision: Branch of it.
         family: All depths that the repository holds.
+        has_adapter: Whether an adapter lies beside the weights, without which they are not the model.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("trim_trainer.hub"), undefined=jinja2.StrictUndefined, trim_blocks=True,
@@ -70,6 +72,7 @@ def render_card(
         repo_id=repo_id,
         revision=revision,
         family=family,
+        adapter_dir=ADAPTER_DIR if has_adapter else None,
         before=history.untrimmed,
         after=history.trimmed,
         quality_before=_quality_of(history.untrimmed),

@@ -1,6 +1,7 @@
 """Check, stage, upload, read back: a run's depths become branches of one Hub repository, or nothing is half there."""
 
 import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,10 +20,12 @@ from huggingface_hub.utils.sha import git_hash
 
 from ..records.files import CARD_NAME
 from .card import Member, merge_cards, render_card
-from .staging import Staged, StagingError, as_bytes, check_text, sha256, stage
+from .layout import stale_files, weights_taken
+from .staging import Staged, StagingError, as_bytes, check_text, sha256, stage, with_base
 
 logger = logging.getLogger(__name__)
 
+_TAG = r"v\d+-depth-\d+"  # as `_tag` names what was published
 # What the client raises where the Hub refuses, the connection breaks, or Xet gives up; ValueError: a card it refuses.
 HUB_ERRORS = (HfHubHTTPError, httpx2.HTTPError, ConnectionError, RuntimeError, ValueError, OSError)
 
@@ -42,6 +45,7 @@ class Published:
     tag: str
     url: str
     is_new: bool  # False: all of it was there already, no commit was made
+    removed: tuple[str, ...] = ()  # files of an earlier model or layout, which loaders would have taken
 
 
 def publish(
@@ -56,7 +60,8 @@ def publish(
 
     Everything is checked before anything is sent; weights and card of a revision go up in one commit; then the file list,
     sizes and hashes are read back. A second run adds a commit only where something changed, and keeps what people wrote
-    into the card. Training arguments, optimizer state and checkpoints are never sent.
+    into the card. Of an earlier model, what loaders would take instead (an adapter, other shards, a `.bin`) is removed in
+    the same commit, whose message names it. Training arguments, optimizer state and checkpoints are never sent.
 
     Args:
         directory: What `save_model` of a trimming run wrote.
@@ -77,7 +82,7 @@ def publish(
     with run.step("ask the Hub who you are"):
         name = run.api.whoami()["name"]
     run = replace(run, repo_id=repo_id if "/" in repo_id else f"{name}/{repo_id}")
-    staged = [_with_card(run, each, staged) for each in staged]
+    staged = [_with_card(run, with_base(each, run.repo_id), staged) for each in staged]
     with run.step(f"create {run.repo_id}"):
         run.api.create_repo(run.repo_id, private=private, exist_ok=True)
     with run.step(f"ask whether you may write to {run.repo_id}"):
@@ -138,7 +143,8 @@ def _with_card(run: _Run, staged: Staged, family: list[Staged]) -> Staged:
         for each in reversed(family)
     )
     name = run.repo_id.split("/")[-1]
-    text = render_card(staged.history, replace(facts, model_name=name), run.repo_id, staged.revision, members)
+    facts = replace(facts, model_name=name)
+    text = render_card(staged.history, facts, run.repo_id, staged.revision, members, staged.has_adapter)
     check_text(f"the card of {staged.revision}", text)
     with run.step(f"have the card of {staged.revision} checked"):
         ModelCard(text).validate()
@@ -156,7 +162,7 @@ def _license_of(api: HfApi, base_model: str) -> str | None:
 
 
 def _publish_one(run: _Run, staged: Staged, commit_message: str | None) -> Published:
-    revision, api = staged.revision, run.api
+    revision, api, depth = staged.revision, run.api, staged.history.depth
     with run.step(f"make the branch {revision}"):
         if revision != "main":
             api.create_branch(run.repo_id, branch=revision, exist_ok=True)
@@ -165,39 +171,48 @@ def _publish_one(run: _Run, staged: Staged, commit_message: str | None) -> Publi
         existing = _read_card(api, run.repo_id, head)
         text = merge_cards(existing, staged.files[CARD_NAME].decode("utf-8"))
         staged = replace(staged, files=staged.files | {CARD_NAME: text.encode("utf-8")})
-        differing, surplus = _compare(api, run.repo_id, head, staged)
-    is_new = bool(differing or surplus)
+        there = _list_files(api, run.repo_id, head)
+        differing, stale = _differing(staged, there), stale_files(there, staged.files, _ours(run, revision))
+    is_new = bool(differing or stale)
     if is_new:
-        message = commit_message or f"Publish {staged.history.depth} of {staged.history.num_layers} layers"
+        message = commit_message or f"Publish {depth} of {staged.history.num_layers} layers"
         with run.step(f"upload {revision}"):
-            head = _commit(run, staged, head, message, differing, surplus)
+            head = _commit(run, staged, head, message, differing, stale)
     with run.step(f"tag {revision}"):
-        tag = _tag(api, run.repo_id, head, staged.history.depth)
+        tag = _tag(api, run.repo_id, head, depth)
     url = f"{api.endpoint}/{run.repo_id}/tree/{revision}"
-    return Published(run.repo_id, revision, staged.history.depth, head, tag, url, is_new)
+    return Published(run.repo_id, revision, depth, head, tag, url, is_new, tuple(stale))
 
 
-def _commit(run: _Run, staged: Staged, head: str, message: str, differing: list[str], surplus: list[str]) -> str:
+def _commit(run: _Run, staged: Staged, head: str, message: str, differing: list[str], stale: list[str]) -> str:
     """Make one commit of weights and card, read it back, and return its id."""
     operations: list = [
         CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
         for name in differing
         for content in [staged.files[name]]
     ]
-    operations += [CommitOperationDelete(name) for name in surplus]
+    operations += [CommitOperationDelete(name) for name in stale]
+    removed = f"Removed, since loaders would take them: {', '.join(stale)}." if stale else None
     try:
         made = run.api.create_commit(
-            run.repo_id, operations, commit_message=message, revision=staged.revision, parent_commit=head
-        ).oid
+            run.repo_id, operations, commit_message=message, commit_description=removed, revision=staged.revision,
+            parent_commit=head,
+        ).oid  # fmt: skip
     except HUB_ERRORS:
         # The answer to a commit can be lost after it was made: then it is there, and is not repeated.
         made = run.api.repo_info(run.repo_id, revision=staged.revision).sha
-        if made == head or any(_compare(run.api, run.repo_id, made, staged)):
+        if made == head or _problems(run, staged, made, stale):
             raise
-    wrong, left = _compare(run.api, run.repo_id, made, staged)
-    if wrong or left:
-        raise RuntimeError(f"after the upload these files are not as they are here: {', '.join([*wrong, *left])}")
+    problems = _problems(run, staged, made, stale)
+    if problems:
+        raise RuntimeError(f"after the upload these files are not as they are here: {', '.join(problems)}")
     return made
+
+
+def _problems(run: _Run, staged: Staged, commit: str, stale: list[str]) -> list[str]:
+    """Files of a commit that are not as they are here, or that loaders would take instead."""
+    there = _list_files(run.api, run.repo_id, commit)
+    return [*_differing(staged, there), *(there.keys() & stale), *(weights_taken(there) - weights_taken(staged.files))]
 
 
 def _read_card(api: HfApi, repo_id: str, commit: str) -> str | None:
@@ -211,16 +226,22 @@ def _read_card(api: HfApi, repo_id: str, commit: str) -> str | None:
     return Path(path).read_text(encoding="utf-8")
 
 
-def _compare(api: HfApi, repo_id: str, commit: str, staged: Staged) -> tuple[list[str], list[str]]:
-    """Return the staged files that the commit does not hold as they are here, and weights that only the commit holds."""
-    there = {
-        entry.path: entry
-        for entry in api.list_repo_tree(repo_id, revision=commit, recursive=True)
-        if isinstance(entry, RepoFile)
-    }
-    differing = [name for name, content in staged.files.items() if not _is_there(content, there.get(name))]
-    surplus = [name for name in there if name.endswith((".safetensors", ".index.json")) and name not in staged.files]
-    return differing, surplus
+def _list_files(api: HfApi, repo_id: str, commit: str) -> dict[str, RepoFile]:
+    entries = api.list_repo_tree(repo_id, revision=commit, recursive=True)
+    return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+
+
+def _differing(staged: Staged, there: dict[str, RepoFile]) -> list[str]:
+    """The staged files that a commit does not hold as they are here."""
+    return [name for name, content in staged.files.items() if not _is_there(content, there.get(name))]
+
+
+def _ours(run: _Run, revision: str) -> list[str] | None:
+    """What a revision held when it was published last, by our tags; None: it never was."""
+    tagged = {tag.target_commit for tag in run.api.list_repo_refs(run.repo_id).tags if re.fullmatch(_TAG, tag.name)}
+    commits = run.api.list_repo_commits(run.repo_id, revision=revision) if tagged else []
+    last = next((commit.commit_id for commit in commits if commit.commit_id in tagged), None)
+    return None if last is None else list(_list_files(run.api, run.repo_id, last))
 
 
 def _is_there(content: Path | bytes, entry: RepoFile | None) -> bool:

@@ -12,7 +12,7 @@ from huggingface_hub.utils.sha import sha_fileobj
 from safetensors import SafetensorError, safe_open
 
 from ..records.facts import CardFacts
-from ..records.files import ADAPTER_DIR, DEPTH_DIR, HISTORY_NAME, RECIPE_NAME
+from ..records.files import ADAPTER_CONFIG, ADAPTER_DIR, DEPTH_DIR, HISTORY_NAME, RECIPE_NAME
 from ..records.history import TrimHistory
 from ..records.settings import read_settings, without_local_paths
 
@@ -20,7 +20,7 @@ from ..records.settings import read_settings, without_local_paths
 PUBLISHED = [
     "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*", "vocab*",
     "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json", "chat_template*", "*processor_config.json",
-    "adapter_*", "trim_*.png", HISTORY_NAME, RECIPE_NAME, f"{ADAPTER_DIR}/adapter_*",
+    "adapter_*", "trim_*.png", HISTORY_NAME, RECIPE_NAME, f"{ADAPTER_DIR}/*adapter_*",
 ]  # fmt: skip
 _TEXTS = (".json", ".yaml", ".md", ".jinja", ".txt")
 _ABSOLUTE = re.compile(r"""(?<![\w./:~-])(?:/(?:[\w.@+-]+/)+[\w.@+-]+|[A-Za-z]:\\{1,2}[\w.@+-]+)""")
@@ -39,6 +39,11 @@ class Staged:
     folder: Path
     history: TrimHistory
     files: dict[str, Path | bytes]
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether the model is a base model and an adapter, which are loaded one after the other."""
+        return f"{ADAPTER_DIR}/{ADAPTER_CONFIG}" in self.files
 
     @property
     def num_weight_bytes(self) -> int:
@@ -60,7 +65,7 @@ def stage(directory: str | Path, repo_id: str) -> list[Staged]:
 
 
 def _stage_one(folder: Path, revision: str, repo_id: str) -> Staged:
-    paths = [path for path in (*folder.glob("*"), *folder.glob(f"{ADAPTER_DIR}/*")) if path.is_file()]
+    paths = [path for path in (*folder.glob("*"), *folder.glob(f"{ADAPTER_DIR}/**/*")) if path.is_file()]
     names = {path.relative_to(folder).as_posix(): path for path in paths}
     files: dict[str, Path | bytes] = {
         name: names[name] for name in filter_repo_objects(sorted(names), allow_patterns=PUBLISHED)
@@ -71,10 +76,7 @@ def _stage_one(folder: Path, revision: str, repo_id: str) -> Staged:
                 f"{str(folder)!r} holds no {name}: it is not a checkpoint that `save_model` of a trimming run wrote."
             )
     _check_weights(folder, files)
-    adapter = f"{ADAPTER_DIR}/adapter_config.json"
-    if adapter in files:  # it names the folder of its base model, which is the repository now
-        config = json.loads(files[adapter].read_text(encoding="utf-8"))
-        files[adapter] = json.dumps(config | {"base_model_name_or_path": repo_id}, indent=2).encode()
+    files |= _name_base(files, repo_id, revision)
     history = TrimHistory.load(folder)
     if history.card is None:
         raise StagingError(f"{HISTORY_NAME} in {str(folder)!r} has no `card`: save the model again with this version.")
@@ -87,6 +89,21 @@ def _stage_one(folder: Path, revision: str, repo_id: str) -> Staged:
         if name.endswith(_TEXTS) and not name.startswith(("tokenizer", "vocab", "merges")):
             check_text(f"{folder / name}", as_bytes(content).decode("utf-8"))
     return Staged(revision, folder, history, files)
+
+
+def with_base(staged: Staged, repo_id: str) -> Staged:
+    """Let the adapters name their base model as it will be on the Hub, in full."""
+    return replace(staged, files=staged.files | _name_base(staged.files, repo_id, staged.revision))
+
+
+def _name_base(files: dict[str, Path | bytes], repo_id: str, revision: str) -> dict[str, bytes]:
+    """The configs of adapters, which name the folder of their base model here: a depth's is in a revision of its own."""
+    base = {"base_model_name_or_path": repo_id, "revision": revision}
+    return {
+        name: json.dumps(json.loads(as_bytes(content)) | base, indent=2).encode()
+        for name, content in files.items()
+        if name.endswith(ADAPTER_CONFIG)
+    }
 
 
 def _share_recipe(path: Path) -> Path | bytes:

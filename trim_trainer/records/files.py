@@ -6,4 +6,5 @@ CARD_NAME = "README.md"
 IMPORTANCE_PLOT = "trim_importance.png"
 METRIC_PLOT = "trim_metric.png"
 ADAPTER_DIR = "adapter"  # beside a trimmed base model, where they are not merged
+ADAPTER_CONFIG = "adapter_config.json"
 DEPTH_DIR = "depth-"  # + the number of layers: a depth on the way that was kept

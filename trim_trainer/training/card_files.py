@@ -11,7 +11,7 @@ from ..architectures.runtimes import runtime_caveats
 from ..hub.card import is_hub_id, render_card
 from ..importance.criteria import CRITERIA
 from ..records.facts import CardFacts
-from ..records.files import CARD_NAME, IMPORTANCE_PLOT, METRIC_PLOT, RECIPE_NAME
+from ..records.files import ADAPTER_DIR, CARD_NAME, IMPORTANCE_PLOT, METRIC_PLOT, RECIPE_NAME
 from ..records.history import TrimHistory
 from ..records.plots import plot_importance, plot_metric
 from ..records.settings import changed_settings
@@ -48,4 +48,6 @@ def write_card(directory: str | Path, history: TrimHistory, facts: CardFacts) ->
         plot_importance(history, folder / IMPORTANCE_PLOT)
     if history.drops:
         plot_metric(history, folder / METRIC_PLOT)
-    (folder / CARD_NAME).write_text(render_card(history, facts), encoding="utf-8")
+    (folder / CARD_NAME).write_text(
+        render_card(history, facts, has_adapter=(folder / ADAPTER_DIR).is_dir()), encoding="utf-8"
+    )
