@@ -15,6 +15,7 @@ from ..architectures.droppable import trimmed_fields
 from ..architectures.runtimes import runtime_caveats
 from ..surgery.drop import check_layers, drop_layers
 from .loading import Source
+from .older_readers import write_older_fields
 from .verification import verify_checkpoint
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
@@ -102,6 +103,7 @@ def drop_from_checkpoint(
     before = trimmed.num_parameters()
     drop_layers(trimmed, dropped).save_pretrained(folder)
     has_tokenizer = _copy_tokenizer(source, folder)
+    write_older_fields(folder)
     verify_checkpoint(folder, trimmed)
     return OneShot(
         depth, tuple(sorted(dropped)), before, trimmed.num_parameters(), has_tokenizer, runtime_caveats(trimmed.config)

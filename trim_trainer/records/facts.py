@@ -18,6 +18,13 @@ class CardFacts:
     dataset_name: str | None = None
     paper: str | None = None  # where the criterion comes from
     caveats: tuple[str, ...] = ()  # runtimes that would compute something else
+    oldest_transformers: str | None = None  # from which version on the checkpoint loads right
+
+    @property
+    def made_with(self) -> str | None:
+        """Major and minor version of Transformers that wrote the checkpoint."""
+        version = self.versions.get("transformers")
+        return version and ".".join(version.split(".")[:2])
 
     @classmethod
     def from_plain(cls, data: dict[str, Any]) -> "CardFacts":

@@ -8,6 +8,7 @@ from trl.trainer.utils import get_config_model_id
 
 from .. import __version__
 from ..architectures.runtimes import runtime_caveats
+from ..checkpoints.older_readers import oldest_reader
 from ..hub.card import is_hub_id, render_card
 from ..importance.criteria import CRITERIA
 from ..records.facts import CardFacts
@@ -36,6 +37,7 @@ def collect_facts(trainer, model_name: str | None = None, dataset_name: str | No
         dataset_name=dataset_name or recipe.get("dataset_name"),
         paper=CRITERIA[name].paper if (name := trainer.history.importance) in CRITERIA else None,
         caveats=tuple(runtime_caveats(trainer.model.config)),
+        oldest_transformers=oldest_reader(trainer.model.config),
     )
 
 

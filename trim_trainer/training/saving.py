@@ -10,6 +10,7 @@ from accelerate.utils import is_peft_model
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..checkpoints.adapted import save_adapted
+from ..checkpoints.older_readers import write_older_fields
 from ..checkpoints.verification import verify_checkpoint, verify_tensors
 from .card_files import collect_facts, write_card
 
@@ -43,6 +44,7 @@ def save_trimmed(trainer, output_dir: Path | None, state_dict: dict[str, torch.T
     elif is_adapted:
         save_adapted(trainer.model, folder, trainer.args.merge_adapter)
         trainer.processing_class.save_pretrained(folder)
+    write_older_fields(folder)
     facts = collect_facts(trainer)
     trainer.trimming.history = history = replace(trainer.history, card=facts)
     if not is_checkpoint:
