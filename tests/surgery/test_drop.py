@@ -100,6 +100,15 @@ def test_layers_that_others_need_are_refused_by_number_and_reason():
         drop_layers(hybrid, attending)
 
 
+def test_a_hybrid_keeps_both_of_its_kinds_where_its_config_wants_both():
+    model = zoo.make("olmo_hybrid")
+    linear = [layer for layer, kind in enumerate(model.config.layer_types) if kind == "linear_attention"]
+    *others, last = linear
+    assert last in droppable_layers(model) and last not in droppable_layers(model, others)
+    with pytest.raises(LayerConstraintError, match="one `linear_attention` layer has to stay"):
+        drop_layers(model, linear)
+
+
 def test_the_last_layer_stays(tiny_model):
     assert droppable_layers(tiny_model(), [0, 1, 2, 4, 5]) == ()
 

@@ -79,6 +79,13 @@ def last_is_full_attention(fields: dict[str, Any], kept: Kept) -> str | None:
     return "the last layer has to be a `full_attention` layer: the config makes it one on load"
 
 
+def keeps_linear_attention(fields: dict[str, Any], kept: Kept) -> str | None:
+    """OLMo-Hybrid's config refuses a model without linear attention."""
+    if "linear_attention" in kept.select(fields["layer_types"]):
+        return None
+    return "one `linear_attention` layer has to stay: the config refuses a model without"
+
+
 def keeps_two_hybrids(fields: dict[str, Any], kept: Kept) -> str | None:
     """Zamba ties the later `hybrid` layers to the first."""
     if kept.select(fields["layers_block_type"]).count("hybrid") >= 2:

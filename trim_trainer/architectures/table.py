@@ -89,6 +89,7 @@ ARCHITECTURES = {
     "modernbert-decoder": Architecture(
         constraints=(constraints.first_stays("it has no norm before attention, and no field can say so of another"),)
     ),
+    "olmo_hybrid": Architecture(constraints=(constraints.keeps_linear_attention,)),
     "shieldgemma2": Architecture(refused="Transformers does not load the untrimmed model as it saved it"),
     "qwen4_exp_text": Architecture(constraints=(constraints.keeps_leading_embeddings,)),
     "rwkv": Architecture(

@@ -7,6 +7,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from .blueprint import TORCH_STATE, is_plain
 
+_HELD = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
+
 
 class LayerBackup:
     """The modules, constants and configs of a model as they are now, to bring them back after later drops.
@@ -48,9 +50,9 @@ class LayerBackup:
                 self._keep_config(part)
 
 
-def _copy_settings(module: nn.Module) -> tuple[dict[str, dict], dict]:
+def _copy_settings(module: nn.Module) -> tuple[dict[str, dict | set], dict]:
     """What a module holds (children, parameters, buffers) by reference, and its plain attributes by value."""
-    children = {name: dict(vars(module)[name]) for name in ("_modules", "_parameters", "_buffers")}
+    children = {name: copy.copy(vars(module)[name]) for name in _HELD}
     settings = {name: value for name, value in vars(module).items() if is_plain(value) and name not in TORCH_STATE}
     return children, copy.deepcopy(settings)
 

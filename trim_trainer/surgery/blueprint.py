@@ -3,12 +3,15 @@
 import copy
 import math
 from collections.abc import Iterator
+from numbers import Number
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.initialization import meta_device_safe_creation_ops
+
+from .unstored import compute_buffers
 
 # Attributes under which modules remember their place in the stack: the KV cache is addressed by it.
 LAYER_NUMBERS = ("layer_idx", "layer_id", "layer_number", "layer_num", "layer_index")
@@ -18,9 +21,11 @@ _MISSING = object()
 
 
 def build(model_class: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
-    """Instantiate a model on the meta device: shapes, names and constants without memory."""
+    """Instantiate a model on the meta device: shapes, names, constants and computed buffers without memory for weights."""
     with torch.device("meta"), meta_device_safe_creation_ops():
-        return model_class._from_config(copy.deepcopy(config))
+        model = model_class._from_config(copy.deepcopy(config))
+    compute_buffers(model)
+    return model
 
 
 def tensor_shapes(model: nn.Module) -> dict[str, torch.Size]:
@@ -102,7 +107,7 @@ def is_plain(value: Any) -> bool:
         return all(is_plain(entry) for entry in value)
     if isinstance(value, dict):
         return all(is_plain(key) and is_plain(entry) for key, entry in value.items())
-    return value is None or value is _MISSING or isinstance(value, int | float | str | bool)
+    return value is None or value is _MISSING or isinstance(value, Number | str)  # numpy's numbers too
 
 
 def _is_equal(one: Any, other: Any) -> bool:

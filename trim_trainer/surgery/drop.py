@@ -17,6 +17,7 @@ from ..architectures.rewriting import stale_fields
 from ..architectures.table import find_architecture
 from .adapters import trimmed_adapters
 from .blueprint import LAYER_NUMBERS, adopt_constants, build, differing_constants, tensor_shapes
+from .unstored import adopt_unstored, differing_buffers, differing_modules
 
 
 class SurgeryError(RuntimeError):
@@ -53,6 +54,7 @@ def drop_layers(model: PreTrainedModel, layers: Iterable[int]) -> PreTrainedMode
     adapters = trimmed_adapters(model, kept)
     rehearsed, expected = _rehearse(base, kept, has_plain_weights=base is model and not is_quantized(model))
     _cut(base, expected, kept)
+    adopt_unstored(base, rehearsed, expected)
     adopt_constants(base, rehearsed, expected)
     for name, fields in adapters.items():
         vars(model.peft_config[name]).update(fields)
@@ -120,6 +122,7 @@ def _rehearse(model: PreTrainedModel, kept: Kept, has_plain_weights: bool) -> tu
         f"Without {name_layers(kept.dropped)}, tensors are left that the new config does not describe",
     )
     _compare_constants(rehearsed, expected, kept, stacks)
+    _compare_unstored(rehearsed, expected, kept, stacks)
     return rehearsed, expected
 
 
@@ -141,18 +144,41 @@ def _compare_constants(
 ) -> None:
     """Inside the layers only numbers may differ, and constants that the model type's row makes good."""
     allowed = {*LAYER_NUMBERS, *find_architecture(expected.config).constants}
-    wrong = sorted(
+    wrong = [
         f"{name}.{attribute}"
         for name, attribute, old, new in differing_constants(rehearsed, expected)
         if name.startswith(tuple(f"{stack}." for stack in stacks))
         and attribute not in allowed
         # A copy of a list of the config, which may say something else of each layer, has to agree with it.
         and not (isinstance(old, list) and len(old) == kept.depth and kept.select(old) == new)
-    )
-    if wrong:
+    ]
+    _refuse_other_function(wrong, expected, kept)
+
+
+def _compare_unstored(
+    rehearsed: PreTrainedModel, expected: PreTrainedModel, kept: Kept, stacks: tuple[str, ...]
+) -> None:
+    """Inside the layers nothing that is computed may differ; outside of them it is made anew, if it can be."""
+    inside = tuple(f"{stack}." for stack in stacks)
+    modules = list(differing_modules(rehearsed, expected))
+    buffers = [(f"{owner}.{name}", value) for owner, name, value in differing_buffers(rehearsed, expected)]
+    _refuse_other_function([name for name, _ in modules + buffers if name.startswith(inside)], expected, kept)
+    unknown = [name for name, value in buffers if value is not None and value.is_meta]
+    unknown += [name for name, module in modules if module is not None and module.state_dict()]
+    if unknown:
+        raise SurgeryError(
+            f"Without {name_layers(kept.dropped)} of this {expected.config.model_type!r} model, "
+            f"{', '.join(unknown[:3])} would have to be made anew, and its code does not say with which values. "
+            "Nothing was changed."
+        )
+
+
+def _refuse_other_function(names: list[str], expected: PreTrainedModel, kept: Kept) -> None:
+    if names:
         raise SurgeryError(
             f"Without {name_layers(kept.dropped)} of this {expected.config.model_type!r} model, layers that stay would "
-            f"compute something else, because {', '.join(wrong[:3])} depends on the layer's number. Nothing was changed."
+            f"compute something else, because {', '.join(sorted(names)[:3])} depends on the layer's number. Nothing was "
+            "changed."
         )
 
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -11,7 +12,7 @@ from .blueprint import build, tensor_shapes
 
 
 def full_depth_twin(model: PreTrainedModel, config: PretrainedConfig, kept: Sequence[int]) -> PreTrainedModel | None:
-    """Return a model of the untrimmed config that holds no tensor of its own.
+    """Return a model of the untrimmed config that holds no weight of its own.
 
     A dropped layer's place is taken by a kept one of the same shapes: the least used of them, and of these the farthest,
     whose weights have left the caches. The twin computes something else than the untrimmed model, at its speed.
@@ -43,16 +44,19 @@ def full_depth_twin(model: PreTrainedModel, config: PretrainedConfig, kept: Sequ
             inside |= set(layer.modules())
     others = [(name, module) for name, module in twin.named_modules(remove_duplicate=False) if module not in inside]
     pairs += [(module, modules.get(name)) for name, module in others]
-    return twin if all(_share_tensors(module, source) for module, source in pairs) else None
+    return twin if all(_share_tensors(module, source, model.device) for module, source in pairs) else None
 
 
-def _share_tensors(module: nn.Module, source: nn.Module | None) -> bool:
-    """Let a module use the tensors of another; say whether it could."""
+def _share_tensors(module: nn.Module, source: nn.Module | None, device: torch.device) -> bool:
+    """Let a module use the tensors of another, beside what it computes itself; say whether it could."""
     for kind in ("_parameters", "_buffers"):
-        own, others = vars(module)[kind], {} if source is None else vars(source)[kind]
-        if any(
-            each is not None and getattr(others.get(name), "shape", None) != each.shape for name, each in own.items()
-        ):
-            return False
-        own.update({name: others.get(name) for name in own})
+        others = {} if source is None else vars(source)[kind]
+        for name, own in vars(module)[kind].items():
+            theirs = others.get(name)
+            if own is None or own.is_meta:
+                if getattr(own, "shape", None) != getattr(theirs, "shape", None):
+                    return False
+                vars(module)[kind][name] = theirs
+            else:  # computed, see `build`: the trimmed model may have that of another layer under this name
+                vars(module)[kind][name] = own.to(device) if theirs is None else own.to(theirs)
     return True

@@ -1,6 +1,7 @@
 """What the generic sizes do not settle in the causal language models: rows by model type, variants of rows.
 
-Lists have six entries, one per layer, and no symmetry that a dropped layer would leave intact.
+Lists have six entries, one per layer, each value once where a type allows it, and no symmetry that a dropped layer would
+leave intact.
 """
 
 SLIDING, FULL, LINEAR, INDEXED = "sliding_attention", "full_attention", "linear_attention", "indexed_attention"
@@ -15,7 +16,7 @@ ROPES = {"rope_parameters": {SLIDING: ROPE | {"rope_theta": 100.0}, FULL: ROPE}}
 WINDOW = {"layer_types": TYPES, "sliding_window": 4, "use_sliding_window": True, "max_window_layers": 3}
 SPARSE_STEP = {"mlp_only_layers": [3], "decoder_sparse_step": 2}  # experts in layers 1 and 5
 NO_ROPE = [1, 0, 0, 1, 1, 0]
-THETAS = [100.0, 0.0, 10000.0, 100.0, 0.0, 1000.0]  # 0: no rotary embedding
+THETAS = [10000.0, 0.0, 5000.0, 100.0, 0.0, 300.0]  # 0: no rotary embedding
 NO_LISTS = {"layer_types": ..., "mlp_layer_types": ...}  # for the legacy spellings
 NOT_SPARSE = {"index_topk": 64}  # no key is left out
 
@@ -72,8 +73,8 @@ ROWS = {
     "gemma3n_text": {
         "layer_types": SHARED_TYPES,
         "num_kv_shared_layers": 2,
-        "intermediate_size": [96, 64, 96, 96, 64, 32],
-        "activation_sparsity_pattern": [0.9, 0.0, 0.5, 0.0, 0.5, 0.9],
+        "intermediate_size": [96, 64, 80, 48, 112, 32],
+        "activation_sparsity_pattern": [0.9, 0.0, 0.5, 0.3, 0.7, 0.8],
         "altup_num_inputs": 2,
     },
     "gemma4_text": GEMMA4,
@@ -85,12 +86,12 @@ ROWS = {
     "granitemoe_swa": {"layer_rope_theta": THETAS},
     "granitemoehybrid": {"layer_types": [LINEAR, FULL, LINEAR, LINEAR, FULL, FULL]},
     "hrm_text": {"num_hidden_layers": 48, "intermediate_size": 32},  # 2 x (3 + 1) passes through six layers
-    "hunyuan_v1_moe": {"moe_topk": [1, 2, 3, 1, 2, 1]},
+    "hunyuan_v1_moe": {"num_experts": 6, "moe_topk": [1, 2, 6, 5, 3, 4]},
     "hy_v4": {"indexer_types": INDEXERS, "hc_mult": 2},
     "inkling2_text": {"n_layers_per_attn_res_block": 2},
     "inkling_text": {"mlp_layer_types": MLPS, "logits_mup_width_multiplier": 1.0},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 0},
-    "laguna": {"layer_types": TYPES, "num_attention_heads_per_layer": [4, 2, 4, 2, 2, 4]},
+    "laguna": {"layer_types": TYPES, "num_attention_heads_per_layer": [4, 2, 8, 6, 12, 10]},
     "lfm2": {"layer_types": [CONV, FULL, CONV, CONV, FULL, FULL], "block_auto_adjust_ff_dim": False},
     "lfm2_moe": {"layer_types": [CONV, FULL, CONV, CONV, FULL, FULL], "num_dense_layers": 3},
     "lfm3": {"layer_types": [CONV, FULL, SLIDING, CONV, SLIDING, FULL]},

@@ -9,6 +9,7 @@ import torch
 SLIDING, FULL, LINEAR, INDEXED = "sliding_attention", "full_attention", "linear_attention", "indexed_attention"
 TYPES = [SLIDING, FULL, SLIDING, SLIDING, FULL, FULL]
 MLPS = ["dense", "sparse", "sparse", "dense", "sparse", "dense"]
+THETAS = [10000.0, 0, 0, 5000.0, 300.0, 0]
 WINDOW = {"layer_types": TYPES, "use_sliding_window": True, "max_window_layers": 3}
 
 
@@ -54,9 +55,9 @@ TEXT = {
         "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
         "additional_vocab_size": 8,
     },
-    "muse_glimmer_text": {"layer_rope_theta": [10000.0, 0, 0, 10000.0, 10000.0, 0]},
+    "muse_glimmer_text": {"layer_rope_theta": THETAS},
     "muse_spark_text": {
-        "layer_rope_theta": [10000.0, 0, 0, 10000.0, 10000.0, 0],
+        "layer_rope_theta": THETAS,
         "mlp_layer_types": MLPS,
         "moe_hidden_size": 32,
     },
@@ -71,8 +72,8 @@ TEXT = {
     "step3p5": {
         "layer_types": [FULL, SLIDING, FULL, FULL, SLIDING, SLIDING],
         "mlp_layer_types": MLPS,
-        "swiglu_limits": [0.0, 0.02, 0.2, 0.0, 0.1, 0.0],
-        "swiglu_limits_shared": [0.0, 0.2, 0.02, 0.0, 0.1, 0.0],
+        "swiglu_limits": [0.03, 0.02, 0.2, 0.0, 0.1, 0.5],
+        "swiglu_limits_shared": [0.5, 0.2, 0.02, 0.03, 0.1, 0.0],
         "num_sliding_attention_heads": 2,
         "share_expert_dim": 32,
     },
