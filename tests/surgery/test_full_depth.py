@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+import zoo
 from tiny import CONFIGS
 
 from trim_trainer.architectures.modules import find_layers
@@ -49,6 +50,14 @@ def test_no_twin_where_other_weights_depend_on_the_depth(tiny_model):
     config = copy.deepcopy(model.config)
     config.vocab_size = 48
     assert full_depth_twin(model, config, kept=range(6)) is None
+
+
+def test_no_twin_where_a_pass_changes_the_weights():
+    """RWKV divides them in place when it first runs in evaluation mode: twice, if a twin shared them."""
+    model = zoo.make("rwkv@rescale")
+    config = copy.deepcopy(model.config)
+    drop_layers(model, [1, 4])
+    assert full_depth_twin(model, config, kept=(0, 2, 3, 5)) is None
 
 
 def test_runs_are_timed_in_turns(monkeypatch):

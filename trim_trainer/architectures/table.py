@@ -29,6 +29,7 @@ class Architecture:
         edits: Changes to weights that make a constant right.
         constants: Attributes of a layer that depend on its number, and that `edits` make good or that change nothing.
         num_carried: How many arguments behind the hidden state a layer hands on to the next.
+        writes_weights: Whether a pass changes the weights in place, so that no second model can use them too.
         refused: Why no layer can be dropped.
         refused_if: (config field, why no layer can be dropped where it is set).
     """
@@ -39,6 +40,7 @@ class Architecture:
     edits: tuple[Callable[[nn.Module, nn.Module, Kept], None], ...] = ()
     constants: tuple[str, ...] = ()
     num_carried: int = 0
+    writes_weights: bool = False
     refused: str | None = None
     refused_if: tuple[tuple[str, str], ...] = ()
 
@@ -93,7 +95,9 @@ ARCHITECTURES = {
     "shieldgemma2": Architecture(refused="Transformers does not load the untrimmed model as it saved it"),
     "qwen4_exp_text": Architecture(constraints=(constraints.keeps_leading_embeddings,)),
     "rwkv": Architecture(
-        constraints=(constraints.first_stays("it holds the norm of the embeddings"),), edits=(edits.undo_rescale,)
+        constraints=(constraints.first_stays("it holds the norm of the embeddings"),),
+        edits=(edits.undo_rescale,),
+        writes_weights=True,
     ),
     "xlm": Architecture(stacks=("attentions", "layer_norm1", "ffns", "layer_norm2")),
     "zamba": Architecture(constraints=(constraints.keeps_two_hybrids,)),

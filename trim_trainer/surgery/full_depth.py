@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..architectures.modules import find_stacks
+from ..architectures.table import find_architecture
 from .blueprint import build, tensor_shapes
 
 
@@ -23,8 +24,11 @@ def full_depth_twin(model: PreTrainedModel, config: PretrainedConfig, kept: Sequ
         kept: Numbers, in the untrimmed model, of the layers of `model`.
 
     Returns:
-        None: weights outside the layers depend on the depth, or no kept layer has the shapes of a dropped one.
+        None: weights outside the layers depend on the depth, no kept layer has the shapes of a dropped one, or the model
+        changes its weights when it runs.
     """
+    if find_architecture(config).writes_weights:
+        return None
     twin = build(type(model), config).eval()
     modules = dict(model.named_modules(remove_duplicate=False))
     inside, pairs = set(), []
