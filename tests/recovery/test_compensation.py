@@ -4,16 +4,15 @@ from functools import partial
 import pytest
 import torch
 import zoo
-from datasets import Dataset, IterableDataset
+from datasets import IterableDataset
 from peft import LoraConfig
-from tiny import make_examples, make_model, make_tokenizer
+from tiny import make_model, make_tokenizer
 from transformers import AutoModelForCausalLM
 
 from trim_trainer import TrimConfig, TrimHistory, TrimTrainer, drop_layers, droppable_layers
 from trim_trainer.architectures.errors import UnsupportedArchitectureError
 from trim_trainer.architectures.modules import find_layers
 from trim_trainer.data.examples import ScoredExample
-from trim_trainer.data.tokens import draw_examples
 from trim_trainer.recovery.compensation import RIDGE, compensated
 from trim_trainer.recovery.projection import check_compensation, find_projection
 
@@ -184,14 +183,16 @@ def test_later_gaps_see_what_the_first_has_become():
     assert error(model, target, examples) < 0.8 * error(small, target, examples)
 
 
-def test_examples_come_from_any_training_set(tokenizer):
-    rows = make_examples(20)
-    drawn = draw_examples(Dataset.from_list(rows), 8, 0, tokenizer)
+def test_examples_come_from_any_training_set(sets, tmp_path):
+    def examples(train):
+        trainer = make_trainer((train, *sets[1:]), tmp_path, compensation_size=8)
+        return trainer.compensation_examples
+
+    drawn = examples(sets[0])
     assert len(drawn) == 8 and all(len(example.choice_ids) == 1 for example in drawn)
-    assert drawn == draw_examples(Dataset.from_list(rows), 8, 0, tokenizer)
-    assert len(draw_examples(Dataset.from_list(rows), 100, 0, tokenizer)) == 20
-    streamed = draw_examples(IterableDataset.from_generator(lambda: iter(rows)), 8, 0, tokenizer)
-    assert len(streamed) == 8
+    assert drawn == examples(sets[0])
+    assert len(examples(sets[0].select(range(5)))) == 5
+    assert len(examples(IterableDataset.from_generator(lambda: iter(list(sets[0]))))) == 8
 
 
 BASE = {

@@ -9,10 +9,12 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoProcessor,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    ProcessorMixin,
 )
 
 from ..data.quickstart import resolve_source
@@ -57,6 +59,20 @@ class Source:
         """Load the tokenizer."""
         return AutoTokenizer.from_pretrained(self.path, **self.options)
 
+    def load_processing_class(self) -> PreTrainedTokenizerBase | ProcessorMixin:
+        """Load what SFTTrainer would prepare texts with: the processor of an image-text model, else the tokenizer."""
+        if not self.is_composite:
+            return self.load_tokenizer()
+        try:
+            return AutoProcessor.from_pretrained(self.path, **self.options)
+        except (OSError, ValueError, ImportError):  # saved without one, or what reads images is not installed
+            return self.load_tokenizer()
+
+    @property
+    def is_composite(self) -> bool:
+        """Whether it is an image-text model, with a vision tower beside the decoder."""
+        return type(self.load_config()) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
     def load_model(self, dtype: str | torch.dtype = "auto") -> PreTrainedModel:
         """Load the whole model, on the CPU: a causal LM, or an image-text-to-text model with its vision tower.
 
@@ -67,8 +83,7 @@ class Source:
             OSError: there is no such model.
             ValueError: weights are missing.
         """
-        is_composite = type(self.load_config()) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-        auto = AutoModelForImageTextToText if is_composite else AutoModelForCausalLM
+        auto = AutoModelForImageTextToText if self.is_composite else AutoModelForCausalLM
         loaded, info = auto.from_pretrained(self.path, dtype=dtype, output_loading_info=True, **self.options)
         say_import_messages(loaded)
         if info["missing_keys"]:

@@ -17,6 +17,7 @@ def scan(arguments: list[str]) -> int:
     parser.add_argument("--criterion", default="sensitivity", help="a name in trim_trainer.CRITERIA")
     parser.add_argument("--metric", choices=("accuracy", "loss"), help="default: accuracy if there are choices")
     parser.add_argument("--size", type=int, default=50, help="examples, drawn at random (default: 50)")
+    parser.add_argument("--max-length", type=int, help="cut examples behind so many tokens; default: none is cut")
     parser.add_argument("--racing-confidence", type=float, help="stop layers that are clearly worse, such as 0.95")
     parser.add_argument("--batch-tokens", type=int, help="tokens of one pass; default: what is fast")
     parser.add_argument("--dtype", default="auto", help="auto (as stored), float32, bfloat16 or float16")

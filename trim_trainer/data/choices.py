@@ -18,13 +18,6 @@ def has_choices(example: dict) -> bool:
     return "input_ids" not in example and "prompt" in example and example.get("choices") is not None
 
 
-def checked_rows(dataset: Iterable[dict], name: str) -> list[dict]:
-    """The rows of a data set as Python objects, each of them checked; see `check_choices`."""
-    rows = list(plain_rows(dataset))
-    check_choices(rows, name)
-    return rows
-
-
 def check_choices(dataset: Iterable[dict], name: str) -> None:
     """Check that each multiple-choice example has exactly one right answer among its choices.
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from sklearn.metrics import f1_score
 
-from .examples import IGNORED, ScoredExample
+from .examples import ScoredExample
 from .splits import CalibrationError
 
 METRICS = ("accuracy", "loss")  # of the calibration set; accuracy needs `choices`
@@ -28,9 +28,9 @@ def choose_metric(metric: str | None, examples: list[ScoredExample]) -> str:
 
 
 def scored_by(metric: str, examples: list[ScoredExample]) -> list[ScoredExample]:
-    """Leave out the choices that the metric does not look at: loss needs the right one only."""
+    """Leave out what the metric does not look at: loss needs the right choice only, accuracy nothing that all share."""
     if metric == "accuracy":
-        return examples
+        return [replace(example, prompt_labels=()) for example in examples]
     return [
         replace(
             example, choice_ids=example.choice_ids[k : k + 1], choice_labels=example.choice_labels[k : k + 1], answer=0
@@ -57,7 +57,7 @@ def measure(log_probs: torch.Tensor, examples: list[ScoredExample], metric: str)
     if metric == "accuracy":
         return predict(log_probs, examples).eq(torch.tensor([example.answer for example in examples])).float().mean(-1)
     right = torch.tensor([start + example.answer for start, example in zip(starts, examples, strict=True)])
-    num_tokens = sum(label != IGNORED for example in examples for label in example.choice_labels[example.answer])
+    num_tokens = sum(example.num_scored for example in examples)
     return -log_probs[..., right].sum(-1) / max(num_tokens, 1)
 
 
@@ -73,22 +73,23 @@ def majority_accuracy(examples: list[ScoredExample]) -> float:
     Where that is not among the choices, the most frequent one that is counts. Right answers that hardly recur, as in
     exams, are no classes, and to count them would be to know them: there it is the most frequent place of the right one.
     """
-    frequency = Counter(example.choice_ids[example.answer] for example in examples)
+    frequency = Counter(example.counted(example.answer) for example in examples)
     if 2 * len(frequency) > len(examples):
         return Counter(example.answer for example in examples).most_common(1)[0][1] / len(examples)
     right = 0
     for example in examples:
-        guess = max(range(len(example.choice_ids)), key=lambda k: frequency[example.choice_ids[k]])
+        guess = max(range(len(example.choice_ids)), key=lambda k: frequency[example.counted(k)])
         right += guess == example.answer
     return right / len(examples)
 
 
 def macro_f1(predicted: list[int], examples: list[ScoredExample]) -> float | None:
     """Mean over the choices of the F1 of each, one never given counting 0; None: the examples differ in their choices."""
-    classes = set(examples[0].choice_ids)
-    if any(set(example.choice_ids) != classes for example in examples):
+    offered = [[example.counted(k) for k in range(len(example.choice_ids))] for example in examples]
+    classes = set(offered[0])
+    if any(set(choices) != classes for choices in offered):
         return None
     numbers = {choice: number for number, choice in enumerate(sorted(classes))}
-    right = [numbers[example.choice_ids[example.answer]] for example in examples]
-    given = [numbers[example.choice_ids[k]] for k, example in zip(predicted, examples, strict=True)]
+    right = [numbers[choices[example.answer]] for choices, example in zip(offered, examples, strict=True)]
+    given = [numbers[choices[k]] for k, choices in zip(predicted, offered, strict=True)]
     return float(f1_score(right, given, labels=list(numbers.values()), average="macro", zero_division=0))

@@ -1,88 +1,149 @@
-"""Rows in any of TRL's text formats become token ids, as SFTTrainer makes them for training."""
+"""Rows in any of TRL's text formats become scored examples: what is scored is what trains, token for token."""
 
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-from datasets import Dataset, IterableDataset
-from trl.data_utils import common_prefix_length, is_conversational
+from trl.data_utils import common_prefix_length
 
+from .choices import CalibrationError, has_choices
 from .examples import IGNORED, ScoredExample
-from .metrics import scored_by
-from .splits import CalibrationError, draw_rows
+from .preparation import ProcessingClass, TextSettings, prepare_alone, read_rows
+
+logger = logging.getLogger(__name__)
+
+# Rows -> what SFTTrainer makes of each; None: no token is left that counts.
+Prepare = Callable[[list[dict[str, Any]]], list[dict[str, Any] | None]]
+FORMATS = ("prompt", "messages", "conversations", "input_ids")  # columns of TRL's formats, beside the text's own
 
 
-def draw_examples(
-    dataset: Dataset | IterableDataset, size: int, seed: int, tokenizer, **options
-) -> list[ScoredExample]:
-    """Draw `size` examples, or all of fewer; of a stream the first. Their right completions only, as `tokenize_examples`."""
-    return scored_by("loss", tokenize_examples(draw_rows(dataset, size, seed), tokenizer, **options))
-
-
-def tokenize_examples(dataset: Iterable[dict], tokenizer, **options) -> list[ScoredExample]:
+def tokenize_examples(dataset: Iterable[dict], tokenizer: ProcessingClass, **settings) -> list[ScoredExample]:
     """Turn examples in any of TRL's text formats into token ids, as SFTTrainer does for training.
 
     Args:
         dataset: Examples with `prompt` and `completion` (and `choices`, `answer`), `messages`, `text` or `input_ids`.
-        tokenizer: The model's tokenizer.
-        options: `max_length` (tokens; plain texts are cut behind it) and `text_field`.
+        tokenizer: The model's tokenizer or processor.
+        settings: Fields of `TextSettings`; by default texts are not cut.
 
     Raises:
-        CalibrationError: an example is in no known format, or has no token to score.
+        CalibrationError: an example is in no known format, or none has a token to score.
     """
-    examples = [example for row in dataset for example in _tokenize_example(row, tokenizer, **options)]
-    if not examples:
-        raise CalibrationError("The calibration set has no example with a token to score.")
+    texts = TextSettings(**settings)
+    rows = read_rows(dataset)
+    for row in rows:
+        _check_format(row, texts.dataset_text_field)
+    return score_rows(rows, partial(prepare_alone, processing_class=tokenizer, settings=texts), texts.max_length)
+
+
+def score_rows(rows: list[dict[str, Any]], prepare: Prepare, max_length: int | None = None) -> list[ScoredExample]:
+    """Make a scored example of each row that keeps tokens that count; of multiple choice, all choices have to.
+
+    Each choice is prepared as the training example in which it is the completion.
+
+    Args:
+        rows: Examples in TRL's formats.
+        prepare: SFTTrainer's preparation.
+        max_length: Behind which it cuts, tokens.
+
+    Raises:
+        CalibrationError: an example cannot be scored, or none has a token to score.
+    """
+    if not rows:
+        raise CalibrationError("The data set is empty, expected at least one example to score.")
+    offered = [_by_choice(row) for row in rows]
+    prepared = iter(prepare([row for variants in offered for row in variants]))
+    examples = []
+    for row, variants in zip(rows, offered, strict=True):
+        texts = [_Text.of(next(prepared), max_length) for _ in variants]
+        if all(texts):
+            examples.append(_plain(texts[0]) if not has_choices(row) else _with_choices(texts, row))
+    if len(examples) < len(rows):
+        _say_skipped(len(rows) - len(examples), len(rows), max_length)
     return examples
 
 
-def _tokenize_example(example: dict, tokenizer, max_length: int | None = None, text_field: str = "text") -> Iterator:
-    if "input_ids" in example:
-        yield from _plain(example["input_ids"], example.get("labels"), max_length)
-    elif "prompt" in example:
-        yield _prompted(example, tokenizer)
-    elif "messages" in example:
-        ids = tokenizer.apply_chat_template(example["messages"], tokenize=True, return_dict=True)["input_ids"]
-        yield from _plain(ids, None, max_length)
-    elif text_field in example:
-        yield from _plain(_encode(tokenizer, example[text_field]), None, max_length)
-    else:
+def _say_skipped(num_skipped: int, num_rows: int, max_length: int | None) -> None:
+    cut = "" if max_length is None else f" within `max_length` {max_length}"
+    if num_skipped == num_rows:
+        way_out = (
+            "Give each more than one token, and a completion."
+            if max_length is None
+            else "Raise `max_length`, set it to None, or keep the ends of texts with `truncation_mode='keep_end'`."
+        )
+        raise CalibrationError(f"None of the {num_rows} examples has a token to score{cut}. {way_out}")
+    logger.warning(
+        "%d of %d examples have no token to score%s: they score nothing, as they train nothing.",
+        num_skipped,
+        num_rows,
+        cut,
+    )
+
+
+def _check_format(row: dict[str, Any], text_field: str) -> None:
+    if not any(column in row for column in (*FORMATS, text_field)):
         raise CalibrationError(
-            f"An example has the columns {sorted(example)}, expected one of TRL's formats: `prompt` + `completion`, "
+            f"An example has the columns {sorted(row)}, expected one of TRL's formats: `prompt` + `completion`, "
             f"`messages`, `{text_field}` or `input_ids`."
         )
-
-
-def _prompted(example: dict, tokenizer) -> ScoredExample:
-    """Tokens of prompt + completion once per choice; the prompt is what all of them share."""
-    completions = example.get("choices") or [example.get("completion")]
-    if None in completions:
+    if "prompt" in row and "input_ids" not in row and row.get("completion") is None and not has_choices(row):
         raise CalibrationError("An example has a `prompt`, but neither `completion` nor `choices`: nothing to score.")
-    if is_conversational(example):
-        options = {"tokenize": True, "return_dict": True, **example.get("chat_template_kwargs", {})}
-        prompt = tokenizer.apply_chat_template(example["prompt"], add_generation_prompt=True, **options)["input_ids"]
-        choices = [
-            tokenizer.apply_chat_template(example["prompt"] + choice, **options)["input_ids"] for choice in completions
-        ]
-    else:
-        prompt = tokenizer(example["prompt"])["input_ids"]
-        choices = [_encode(tokenizer, example["prompt"] + choice) for choice in completions]
-    start = min(common_prefix_length(prompt, ids) for ids in choices)
-    if start == 0:
+
+
+def _by_choice(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The row once for each choice, as if that were the right one; the row itself where there are none."""
+    if not has_choices(row):
+        return [row]
+    answer, right = int(row["answer"]) if "answer" in row else 0, row.get("completion")
+    completions = [right if k == answer and right is not None else choice for k, choice in enumerate(row["choices"])]
+    return [row | {"completion": completion, "answer": k} for k, completion in enumerate(completions)]
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A row as it trains, whose first token does not count: nothing predicts it."""
+
+    ids: tuple[int, ...]
+    labels: tuple[int, ...]
+    start: int  # place of the first token of the completion, or of the first that counts
+    is_cut: bool  # it is as long as it may be
+
+    @classmethod
+    def of(cls, row: dict[str, Any] | None, max_length: int | None) -> "_Text | None":
+        """Read what SFTTrainer has made of a row; None: no token counts."""
+        if row is None:
+            return None
+        ids = tuple(map(int, row["input_ids"]))
+        given = row.get("labels")
+        labels = ids if given is None else tuple(map(int, given))
+        is_counted = [label != IGNORED for label in labels]
+        if not any(is_counted[1:]):
+            return None
+        mask = row.get("completion_mask")  # there only where it does not decide on the labels
+        start = next((place for place, bit in enumerate(is_counted if mask is None else mask) if bit), len(ids))
+        return cls(ids, (IGNORED, *labels[1:]), start, max_length is not None and len(ids) >= max_length)
+
+
+def _plain(text: _Text) -> ScoredExample:
+    start = next(place for place, label in enumerate(text.labels) if label != IGNORED)
+    return ScoredExample(text.ids[:start], (text.ids[start:],), (text.labels[start:],))
+
+
+def _with_choices(texts: list[_Text], row: dict[str, Any]) -> ScoredExample:
+    """One example of all choices: the prompt is what they share in front of the first completion."""
+    if any(text.start == 0 and not text.is_cut for text in texts):
         raise CalibrationError(
-            f"The `prompt` {example['prompt']!r} shares no token with prompt + completion, so nothing predicts the first "
+            f"The `prompt` {row['prompt']!r} shares no token with prompt + completion, so nothing predicts the first "
             "token of a choice. Give each example a prompt."
         )
-    scored = tuple(tuple(ids[start:]) for ids in choices)
-    return ScoredExample(tuple(choices[0][:start]), scored, scored, example["answer"] if example.get("choices") else 0)
-
-
-def _plain(ids: list[int], labels: list[int] | None, max_length: int | None) -> Iterator[ScoredExample]:
-    ids, labels = ids[:max_length], (labels or ids)[:max_length]
-    start = max(1, next((i for i, label in enumerate(labels) if label != IGNORED), len(labels)))
-    if start < len(ids):  # a text of one token predicts nothing
-        yield ScoredExample(tuple(ids[:start]), (tuple(ids[start:]),), (tuple(labels[start:]),))
-
-
-def _encode(tokenizer, text: str) -> list[int]:
-    # SFTTrainer ends every plain text with the EOS token, so the end of a choice is scored too.
-    eos = tokenizer.eos_token or ""
-    return tokenizer(text if eos and text.endswith(eos) else text + eos)["input_ids"]
+    shared = min(common_prefix_length(texts[0].ids, text.ids) for text in texts)
+    start = min(shared, *(text.start for text in texts))
+    before = texts[0].labels[:start]
+    return ScoredExample(
+        texts[0].ids[:start],
+        tuple(text.ids[start:] for text in texts),
+        tuple(text.labels[start:] for text in texts),
+        int(row.get("answer", 0)),
+        before if any(label != IGNORED for label in before) else (),
+    )

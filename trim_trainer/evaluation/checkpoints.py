@@ -70,7 +70,8 @@ def _evaluate(model: str, tasks: list[Task], dtype, device, batch_tokens, has_lm
         "peak_memory_bytes": peak_memory_bytes(loaded.device),  # before scoring, which takes what it is given
     }
     tokenizer = source.load_tokenizer() if tasks else None
-    sets = {task.name: task.examples(tokenizer) for task in tasks}
+    processing_class = source.load_processing_class() if tasks else None
+    sets = {task.name: task.examples(processing_class) for task in tasks}
     measured = measure_model(loaded, sets, batch_tokens=batch_tokens, **facts)
     by_lm_eval = {
         task.name: lm_eval_accuracy(loaded, tokenizer, task)

@@ -9,7 +9,6 @@ from datasets import Dataset
 from ..architectures.droppable import droppable_layers
 from ..checkpoints.loading import Source, default_device
 from ..data.choices import check_choices
-from ..data.contents import plain_rows
 from ..data.metrics import choose_metric, scored_by
 from ..data.sources import load_source
 from ..data.tokens import tokenize_examples
@@ -70,6 +69,7 @@ def report_layers(
     device: str | None = None,
     seed: int = 0,
     trust_remote_code: bool = False,
+    max_length: int | None = None,
 ) -> LayerReport:
     """Score the layers of a checkpoint.
 
@@ -87,6 +87,7 @@ def report_layers(
         device: None: the accelerator if there is one.
         seed: For the draw of the examples.
         trust_remote_code: As for `from_pretrained`.
+        max_length: Tokens behind which an example is cut, as in `SFTConfig`; None: none is.
 
     Raises:
         ValueError: unknown criterion or split, unusable data, or an unsupported architecture.
@@ -96,7 +97,7 @@ def report_layers(
     check_choices(dataset, repr(data))
     dataset = dataset.shuffle(seed=seed).select(range(min(size, len(dataset))))
     source = Source.of(model, trust_remote_code=trust_remote_code)
-    examples = tokenize_examples(plain_rows(dataset), source.load_tokenizer())
+    examples = tokenize_examples(dataset, source.load_processing_class(), max_length=max_length)
     metric = choose_metric(metric, examples)
     examples = scored_by(metric, examples)
     loaded = source.load_model(dtype).to(device or default_device())

@@ -1,19 +1,17 @@
 """What a model is evaluated on: the data of a recipe, as questions with choices or as running text."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from datasets import Dataset, IterableDataset
-from transformers import PreTrainedTokenizerBase
 
-from ..data.choices import check_choices, checked_rows
+from ..data.choices import check_choices
 from ..data.examples import ScoredExample
+from ..data.preparation import ProcessingClass, TextSettings, read_rows
 from ..data.tokens import tokenize_examples
 from ..recipe import RecipeArguments, check_keys, load_splits, make_parser, take
 from ..records.settings import read_settings
 from ..training.hooks import options_of
-
-TEXT = "text"  # column of running text, of which the perplexity is measured
 
 
 @dataclass(frozen=True)
@@ -23,6 +21,7 @@ class Task:
     name: str
     script: RecipeArguments
     limit: int | None = None  # examples, or windows of running text; None: all
+    texts: TextSettings = TextSettings()  # how they are prepared, as far as the YAML says it
 
     def subset(self) -> Dataset:
         """`limit` examples of the evaluation set, the same ones each time."""
@@ -43,20 +42,23 @@ class Task:
         if not isinstance(dataset, IterableDataset):  # rows of a stream are checked as they are drawn
             check_choices(dataset, repr(self.name))
 
-    def examples(self, tokenizer: PreTrainedTokenizerBase, window: int = 512) -> list[ScoredExample]:
-        """The evaluation set as tokens, `limit` of it.
+    def examples(self, tokenizer: ProcessingClass, window: int = 512) -> list[ScoredExample]:
+        """The evaluation set as tokens, `limit` of it, prepared as SFTTrainer prepares it.
 
         Running text is put together with a blank line between rows, and cut into windows that are scored one by one. The
         first tokens of a window have little before them, so perplexity is higher than with windows that overlap.
 
         Args:
-            tokenizer: Of the model.
+            tokenizer: Of the model, or its processor.
             window: Tokens.
         """
-        dataset = self.load()
-        if dataset.column_names != [TEXT]:
-            return tokenize_examples(checked_rows(take(dataset, self.limit), repr(self.name)), tokenizer)
-        ids = tokenizer("\n\n".join(row[TEXT] for row in dataset if row[TEXT].strip()))["input_ids"]
+        dataset, text = self.load(), self.texts.dataset_text_field
+        if dataset.column_names != [text]:
+            rows = read_rows(take(dataset, self.limit))
+            check_choices(rows, repr(self.name))
+            return tokenize_examples(rows, tokenizer, **asdict(self.texts))
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+        ids = tokenizer("\n\n".join(row[text] for row in dataset if row[text].strip()))["input_ids"]
         windows = [ids[start : start + window] for start in range(0, len(ids), window)]
         rows = [{"input_ids": part} for part in windows[: self.limit] if len(part) > 1]
         return tokenize_examples(rows, tokenizer)
@@ -78,4 +80,4 @@ def read_task(path: str | Path, limit: int | None = None) -> Task:
     check_keys(path, settings, options_of(make_parser()))
     known = {field.name for field in fields(RecipeArguments)}
     script = RecipeArguments(**{key: value for key, value in settings.items() if key in known})
-    return Task(path.stem, script, limit or script.max_eval_samples)
+    return Task(path.stem, script, limit or script.max_eval_samples, TextSettings.of(settings))

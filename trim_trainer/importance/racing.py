@@ -12,7 +12,7 @@ from statistics import NormalDist
 
 import torch
 
-from ..data.examples import IGNORED, ScoredExample
+from ..data.examples import ScoredExample
 from ..data.metrics import predict
 from ..scoring.scan import LayerScan
 
@@ -110,8 +110,7 @@ def mean_harms(harms: torch.Tensor, examples: list[ScoredExample], metric: str) 
     """Return (candidates,): the harm to the metric itself, over the examples that are not NaN."""
     if metric == "accuracy":
         return harms.nanmean(1)
-    num_tokens = [sum(label != IGNORED for label in example.choice_labels[example.answer]) for example in examples]
-    seen = harms.isfinite() * torch.tensor(num_tokens)
+    seen = harms.isfinite() * torch.tensor([example.num_scored for example in examples])
     return harms.nansum(1) / seen.sum(1).clamp(min=1)
 
 

@@ -2,14 +2,16 @@
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
+from trl import SFTConfig
 
 from ..architectures.modules import find_layers
-from ..data.choices import checked_rows
+from ..data.choices import check_choices
 from ..data.examples import ScoredExample
 from ..data.metrics import choose_metric, measure, scored_by
+from ..data.preparation import ProcessingClass, TextSettings, read_rows
 from ..data.tokens import tokenize_examples
 from ..import_messages import say_import_messages
 from ..scoring.scan import score_choices
@@ -73,24 +75,26 @@ def calibrate(
 
 def score_layers(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: ProcessingClass,
     calibration: Iterable[dict],
     criterion: CriterionLike = "sensitivity",
     metric: str | None = None,
     seed: int = 0,
     batch_tokens: int | None = None,
+    args: SFTConfig | None = None,
 ) -> list[float]:
     """Score the layers of a model without training it. In several processes, each takes a share of the work.
 
     Args:
         model: A causal LM.
-        tokenizer: Its tokenizer.
+        tokenizer: Its tokenizer, or processor.
         calibration: Examples in TRL's formats; multiple choice with the columns `choices` and `answer`. All of them are
             used: of a long stream, take some.
         criterion: A name in `CRITERIA`, or a function that takes a `Calibration` and returns (layers,), higher = keep.
         metric: `"accuracy"` or `"loss"`; None: accuracy if every example has choices, else loss.
         seed: For the criteria that draw.
         batch_tokens: Tokens that one pass carries at most, over all candidates; bounds memory.
+        args: Of a training run: texts are prepared and cut as there. None: as by TRL's defaults, and never cut.
 
     Returns:
         One score per layer, higher = more important.
@@ -100,7 +104,10 @@ def score_layers(
     """
     find_criterion(criterion)
     say_import_messages(model)
-    examples = tokenize_examples(checked_rows(calibration, "calibration"), tokenizer)
+    rows = read_rows(calibration)
+    check_choices(rows, "calibration")
+    settings = {} if args is None else asdict(TextSettings.of(args))
+    examples = tokenize_examples(rows, tokenizer, **settings)
     metric = choose_metric(metric, examples)
     examples = scored_by(metric, examples)
     settings = Settings(metric, choose_layout(model, examples), batch_tokens, seed=seed)

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import torch
 from transformers import PreTrainedModel
@@ -127,12 +128,15 @@ def _share_rows(parts: list[_Part], row_tokens: int) -> list[list[_Part]]:
 def _make_row(parts: list[_Part]) -> _Row:
     row = _Row()
     for part in parts:
-        end = -1
-        for token in part.example.prompt_ids:
+        end, in_prompt = -1, []  # of the prompt so far; (place of the predictor, target) of those that count
+        for token, label in zip_longest(part.example.prompt_ids, part.example.prompt_labels, fillvalue=IGNORED):
+            if label != IGNORED:
+                in_prompt.append((end, label))
             end = row.add(token, end)
             row.counts[end, part.number] += part.has_prompt
         for choice in part.group:
             place = end
+            row.scored.extend((predictor, label, part.first_choice + choice) for predictor, label in in_prompt)
             labels = part.example.choice_labels[choice]
             for token, label in zip(part.example.choice_ids[choice], labels, strict=True):
                 if label != IGNORED:

@@ -2,7 +2,7 @@
 
 from transformers import PreTrainedModel
 
-from ..data.examples import IGNORED, ScoredExample
+from ..data.examples import ScoredExample
 from ..data.metrics import choose_metric, macro_f1, majority_accuracy, measure, predict
 from ..records.measurement import Quality
 from .layout import Layout
@@ -24,10 +24,9 @@ def measure_quality(
         batch_tokens: Of one pass, at most.
     """
     log_probs = score_choices(model, examples, layout, batch_tokens)
-    labels = (label for example in examples for label in example.choice_labels[example.answer])
     facts = {
         "num_examples": len(examples),
-        "num_tokens": sum(label != IGNORED for label in labels),
+        "num_tokens": sum(example.num_scored for example in examples),
         "loss": measure(log_probs, examples, "loss").item(),
     }
     if choose_metric(None, examples) == "accuracy":

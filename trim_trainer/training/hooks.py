@@ -7,15 +7,15 @@ so that what is evaluated and saved at a step is the model after that step's dro
 """
 
 import argparse
-from collections.abc import Iterable
 from concurrent.futures import Future
 from pathlib import Path
 
 import torch
-from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from transformers.utils import PushInProgress
 from trl import SFTTrainer
+
+from ..data.preparation import prepare
 
 
 class HookedTrainer(SFTTrainer):
@@ -94,12 +94,11 @@ class HookedTrainer(SFTTrainer):
         """The text tokenizer, inside a processor where there is one."""
         return self._tokenizer
 
-    def prepare_rows(self, rows: Iterable[dict]) -> Iterable[dict]:
-        """Rows as SFTTrainer prepares and labels the training set."""
-        if self._skip_prepare_dataset:
+    def prepare_rows(self, rows: list[dict]) -> list[dict | None]:
+        """Rows as SFTTrainer prepares and labels the evaluation set; None: no token is left that counts."""
+        if self._skip_prepare_dataset and all("input_ids" in row for row in rows):
             return rows
-        options = (self.processing_class, self.args, False, self._formatting_func, "calibration")
-        return self._prepare_dataset(Dataset.from_list(list(rows)), *options)
+        return prepare(self, rows, self.processing_class, self.args, self._formatting_func)
 
     @property
     def num_train_tokens(self) -> int:

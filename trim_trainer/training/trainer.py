@@ -19,8 +19,10 @@ from transformers import PretrainedConfig, PreTrainedModel, Trainer
 from ..architectures.runtimes import runtime_caveats
 from ..checkpoints.whole import find_checkpoint
 from ..data.examples import ScoredExample
-from ..data.metrics import choose_metric
-from ..data.tokens import draw_examples, tokenize_examples
+from ..data.metrics import choose_metric, scored_by
+from ..data.preparation import read_rows
+from ..data.splits import draw_rows
+from ..data.tokens import score_rows
 from ..hub.publishing import publish
 from ..import_messages import say_import_messages
 from ..importance.criteria import CriterionLike
@@ -270,8 +272,8 @@ class TrimTrainer(HookedTrainer):
         if args.compensation_size == 0:
             return []
         check_compensated_settings(self)
-        options = {"max_length": args.max_length, "text_field": args.dataset_text_field}
-        examples = draw_examples(self.train_dataset, args.compensation_size, args.seed, self.text_tokenizer, **options)
+        rows = read_rows(draw_rows(self.train_dataset, args.compensation_size, args.seed))  # prepared already
+        examples = scored_by("loss", score_rows(rows, self.prepare_rows, args.max_length))
         check_compensation(self.causal_lm, min(examples, key=lambda example: example.num_tokens))
         return examples
 
@@ -291,11 +293,12 @@ class TrimTrainer(HookedTrainer):
         return self.get_decay_parameter_names(self.model)
 
     def tokenize_examples(self, dataset: Iterable[dict]) -> list[ScoredExample]:
-        """Multiple choice as prompts and choices; anything else as SFTTrainer prepares and labels it."""
-        rows = list(dataset)
-        if rows and "choices" not in rows[0]:
-            rows = self.prepare_rows(rows)
-        return tokenize_examples(rows, self.text_tokenizer)
+        """Examples as SFTTrainer prepares and labels them; of multiple choice, each choice as if it were the right one.
+
+        Raises:
+            CalibrationError: none has a token to score, or a choice cannot be told from its prompt.
+        """
+        return score_rows(read_rows(dataset), self.prepare_rows, self.args.max_length)
 
     # Measuring and saving.
 
