@@ -13,7 +13,7 @@ from ..architectures.modules import find_layers
 from ..data.examples import ScoredExample
 from ..data.metrics import scored_by
 from ..scoring.batches import Batch, make_batches
-from ..scoring.hooks import hidden_of
+from ..scoring.hooks import hidden_of, plain_forward
 from ..scoring.processes import share, sum_over_processes
 from ..scoring.scored_positions import no_logits
 
@@ -70,7 +70,7 @@ def taylor(model: PreTrainedModel, examples: list[ScoredExample]) -> torch.Tenso
         with _gradients_into(totals, layers, model):
             for example in share(scored_by("loss", examples), model):
                 (batch,) = make_batches(model, [example], is_packed=False, batch_tokens=1)
-                with torch.enable_grad():
+                with torch.enable_grad(), plain_forward(model):
                     logits = model(**batch.inputs, use_cache=False).logits[batch.rows, batch.positions]
                     nn.functional.cross_entropy(logits.float()[batch.predictors], batch.targets).backward()
     finally:
@@ -125,7 +125,8 @@ def _hidden_states(
         batches = make_batches(model, scored_by("loss", examples), False, batch_tokens, 1 + len(layers))
         for batch in share(batches, model):
             states.clear()
-            model(**batch.inputs, use_cache=False, **no_logits(model))
+            with plain_forward(model):
+                model(**batch.inputs, use_cache=False, **no_logits(model))
             if any(state.shape[:2] != batch.shape for state in states):
                 raise UnsupportedArchitectureError(
                     f"The layers of {type(model).__name__} do not pass (batch, seq, hidden) to each other, so their "

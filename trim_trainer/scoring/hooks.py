@@ -5,8 +5,9 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..architectures.configs import text_config
 from ..architectures.modules import find_layers
 from ..architectures.table import find_architecture
 from .batches import Batch
@@ -100,10 +101,27 @@ def _replace_hidden(output, hidden):
 
 @contextmanager
 def plain_forward(model: PreTrainedModel) -> Iterator[None]:
-    """Undo what a trainer hung on `model.forward` (autocast, a fused head): the model as `from_pretrained` gives it."""
+    """Undo what a trainer hung on `model.forward` (autocast, a fused head): the model as `from_pretrained` gives it.
+
+    Nor does it compute the routers' balance of experts, which is a part of training: models without a router, or with
+    masks of packed rows, may fail at it.
+    """
     wrapped = model.__dict__.pop("forward", None)
     try:
-        yield
+        with _without_router_loss(model.config):
+            yield
     finally:
         if wrapped is not None:
             model.forward = wrapped
+
+
+@contextmanager
+def _without_router_loss(config: PreTrainedConfig) -> Iterator[None]:
+    asked = [each for each in (config, text_config(config)) if getattr(each, "output_router_logits", False)]
+    for each in asked:
+        each.output_router_logits = False
+    try:
+        yield
+    finally:
+        for each in asked:
+            each.output_router_logits = True

@@ -12,12 +12,16 @@ from ..architectures.errors import UnsupportedArchitectureError
 from ..architectures.modules import find_layers
 from ..data.examples import ScoredExample
 from .layout import LAYOUTS, ONE_BY_ONE, Layout
-from .scan import scan_layers
+from .scan import scan_layers, score_choices
 
 logger = logging.getLogger(__name__)
 ROUNDING = 2e-5  # share of a log-probability that differs between batch shapes in single precision
 MANY_LAYERS, NUM_LAYERS_TRIED, NUM_CHOICES_TRIED = 8, 4, 2  # by `choose_layout`
 MISFITS = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError)
+
+
+class ScoringError(ValueError):
+    """A model cannot be scored on the examples; the message says why."""
 
 
 def choose_layout(model: PreTrainedModel, examples: list[ScoredExample]) -> Layout:
@@ -29,20 +33,24 @@ def choose_layout(model: PreTrainedModel, examples: list[ScoredExample]) -> Layo
     the next slower one is taken, and logged.
 
     Raises:
-        UnsupportedArchitectureError: not even plain passes are possible.
+        ScoringError: the model as it is does not run on these examples.
+        UnsupportedArchitectureError: it does, but not without one of its layers.
     """
     layers = _layers_to_try(model)
     by_length = sorted(examples, key=lambda example: example.num_tokens)
     tried = [_first_choices(example) for example in (by_length[-1], by_length[0])]
     with torch.autocast(next(model.parameters()).device.type, enabled=False):
+        _check_runs(model, tried)
         try:
             truth = scan_layers(model, tried, ONE_BY_ONE, candidates=layers, is_shared=False).log_probs
+        except torch.OutOfMemoryError as error:
+            raise _out_of_memory(model, tried) from error
         except MISFITS as error:
             raise UnsupportedArchitectureError(
                 f"Layers of {type(model).__name__} cannot be left out one at a time ({type(error).__name__}: {error}). "
                 "Choose them yourself and call `drop_layers`."
             ) from error
-        num_scored = max(len(ids) for ids in tried[0].choice_ids)
+        num_scored = max(map(len, tried[0].choice_ids)) + len(tried[0].prompt_labels)
         # Rounding of 16-bit weights differs between batch shapes; a wrong mask or state is off by whole nats.
         tolerance = num_scored * (1e-4 if model.dtype == torch.float32 else 5e-2)
         for layout in LAYOUTS:
@@ -54,6 +62,38 @@ def choose_layout(model: PreTrainedModel, examples: list[ScoredExample]) -> Layo
         "Calibration runs one choice at a time, several times as slow: batches are not exact (%s).", problem
     )
     return ONE_BY_ONE
+
+
+def _check_runs(model: PreTrainedModel, tried: list[ScoredExample]) -> None:
+    """Raise a ScoringError that says why plain passes fail where no layer is left out."""
+    try:
+        score_choices(model, tried, ONE_BY_ONE, is_shared=False)
+    except torch.OutOfMemoryError as error:
+        raise _out_of_memory(model, tried) from error
+    except MISFITS as error:
+        longest, most = _longest(tried), getattr(text_config(model.config), "max_position_embeddings", None)
+        name = type(model).__name__
+        if isinstance(most, int) and longest > most:
+            raise ScoringError(
+                f"An example has {longest} tokens, but `max_position_embeddings` of {name} is {most}, and it has no position "
+                f"for more. Set `max_length` to {most} or less, which cuts texts as training does, or shorten the examples."
+            ) from error
+        raise ScoringError(
+            f"{name} does not run on the examples, with no layer left out ({type(error).__name__}: {error}; the longest has "
+            f"{longest} tokens). Check that model, tokenizer and data belong together."
+        ) from error
+
+
+def _out_of_memory(model: PreTrainedModel, tried: list[ScoredExample]) -> ScoringError:
+    return ScoringError(
+        f"Memory of {model.device} does not suffice for one example of {_longest(tried)} tokens alone. Lower `max_length`, "
+        "or load the model with fewer bits."
+    )
+
+
+def _longest(examples: list[ScoredExample]) -> int:
+    """Tokens of the longest text, a prompt with one choice."""
+    return max(len(example.prompt_ids) + max(map(len, example.choice_ids)) for example in examples)
 
 
 def _layers_to_try(model: PreTrainedModel) -> list[int]:

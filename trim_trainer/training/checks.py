@@ -123,6 +123,21 @@ def check_compensated_settings(trainer) -> None:
             raise ValueError(f"`compensation_size` is {args.compensation_size}, {why}. Set it to 0.")
 
 
+def check_router_loss(trainer) -> None:
+    """Raise a ValueError for a router loss that SFTTrainer cannot compute, before layers are scored for a run that fails."""
+    if not trainer.aux_loss_enabled:
+        return
+    config = trainer.causal_lm.config.get_text_config()
+    missing = [name for name in ("num_experts", "num_experts_per_tok") if not getattr(config, name, None)]
+    if missing:
+        raise ValueError(
+            f"`router_aux_loss_coef` is {trainer.router_aux_loss_coef}"
+            f"{' (the default of the model)' if trainer.args.router_aux_loss_coef is None else ''}, but SFTTrainer cannot "
+            f"compute the routers' loss of {type(trainer.causal_lm).__name__}: its config says no "
+            f"`{'` and no `'.join(missing)}`. Set `router_aux_loss_coef` to 0.0."
+        )
+
+
 def check_distillation(trainer) -> None:
     """Raise a ValueError for what a run with a teacher cannot do."""
     args = trainer.args

@@ -42,6 +42,7 @@ from .checks import (
     check_distillation,
     check_model,
     check_output_dir,
+    check_router_loss,
     split_calibration,
 )
 from .config import TrimConfig
@@ -109,6 +110,7 @@ class TrimTrainer(HookedTrainer):
             )
         if not is_trimming:
             return
+        check_router_loss(self)
         if args.compensation_size:
             check_compensated_settings(self)
         examples = self.tokenize_examples(calibration_dataset)
