@@ -63,6 +63,9 @@ def reports(request):
     return request.config.stash.setdefault(REPORTS, {})
 
 
+OPTIONS = ("train_dataset", "eval_dataset", "peft_config", "callbacks", "compute_metrics")  # of the trainer
+
+
 @pytest.fixture
 def make_trainer(sets, tokenizer, tmp_path):
     """Returns a factory of trainers on the tiny model; keyword arguments go to the config or to the trainer."""
@@ -72,7 +75,7 @@ def make_trainer(sets, tokenizer, tmp_path):
     ):
         train, evaluation, calibration_set = sets
         options = {"calibration_dataset": calibration_set} if calibration and trainer_class is TrimTrainer else {}
-        options |= {name: fields.pop(name) for name in ("train_dataset", "peft_config", "callbacks") if name in fields}
+        options |= {name: fields.pop(name) for name in OPTIONS if name in fields}
         args = config_class(output_dir=str(tmp_path / output_dir), **(TRAINING | fields))
         options = {"train_dataset": train, "eval_dataset": evaluation} | options
         return trainer_class(model or make_model(), args, processing_class=tokenizer, **options)

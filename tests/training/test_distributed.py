@@ -43,6 +43,20 @@ def assert_same_run(one, other):
         assert_close(found[name], tensor, atol=1e-4, rtol=1e-3)
 
 
+def test_two_processes_log_the_accuracy_of_each_set_as_one_does(tmp_path):
+    settings = {"target_layers": 5, "max_steps": 4, "eval_strategy": "steps", "eval_steps": 2, "named_sets": True}
+    found = []
+    for number in (1, 2):
+        launch(tmp_path / str(number), number, save_strategy="no", **settings)
+        state = json.loads((tmp_path / str(number) / "final" / "trainer_state.json").read_text())
+        entries = [entry for entry in state["log_history"] if "eval_first_loss" in entry or "eval_other_loss" in entry]
+        assert len(entries) == 4
+        names = ("eval_first_accuracy", "eval_other_accuracy")
+        found.append([(entry["step"], name, entry[name]) for entry in entries for name in names if name in entry])
+    assert len(found[0]) == 4
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..comparison.methods import METHODS, RECIPE
+from ..records.measurement import EVALUATION
 
 
 def describe_drop(history, state) -> str:
@@ -25,16 +26,18 @@ def print_summary(trainer) -> None:
     history = trainer.history
     before, after = history.untrimmed, history.trimmed
     table = Table("", "before training", "after", title=f"{history.num_layers} → {history.depth} layers")
-    qualities = [before.evaluation, after.evaluation]
-    num_examples = None if after.evaluation is None else after.evaluation.num_examples
     rows = [
         ("layers", [before, after], "depth", "{:d}"),
         ("parameters", [before, after], "num_parameters", "{:,}"),
-        (f"accuracy (n = {num_examples})", qualities, "accuracy", "{:.3f}"),
-        ("accuracy of the most frequent answer", qualities, "majority_accuracy", "{:.3f}"),
-        ("loss (nats per scored token)", qualities, "loss", "{:.4f}"),
-        ("tokens/s, greedy, batch of one", [before, after], "decode_tokens_per_second", "{:.1f}"),
     ]
+    for title, quality in after.quality.items():
+        qualities, where = [before.quality.get(title), quality], "" if title == EVALUATION else f"{title}: "
+        rows += [
+            (f"{where}accuracy (n = {quality.num_examples})", qualities, "accuracy", "{:.3f}"),
+            (f"{where}accuracy of the most frequent answer", qualities, "majority_accuracy", "{:.3f}"),
+            (f"{where}loss (nats per scored token)", qualities, "loss", "{:.4f}"),
+        ]
+    rows.append(("tokens/s, greedy, batch of one", [before, after], "decode_tokens_per_second", "{:.1f}"))
     for label, measured, name, form in rows:
         values = [getattr(each, name, None) for each in measured]
         if None not in values:

@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData, RepoCard
 from ..records.facts import CardFacts
 from ..records.files import ADAPTER_DIR, IMPORTANCE_PLOT, METRIC_PLOT
 from ..records.history import TrimHistory
-from ..records.measurement import Measurement, Quality
+from ..records.measurement import EVALUATION, Measurement, Quality
 from ..records.statistics import wilson_interval
 
 # Between these marks a card is generated; outside of them it belongs to people.
@@ -28,16 +28,41 @@ class Member:
     num_weight_bytes: int
 
     @property
-    def quality(self) -> Quality:
-        """On the run's own evaluation set."""
-        return _quality_of(self.measured)
+    def accuracies(self) -> dict[str, Quality]:
+        """Quality on the evaluation sets that have choices, by what stands in front of the figure."""
+        quality = {} if self.measured is None else self.measured.quality
+        return {_prefix(name): each for name, each in quality.items() if each.accuracy is not None}
 
 
-_NOT_MEASURED = Quality(num_examples=None, num_tokens=None, loss=None)
+@dataclass(frozen=True)
+class EvaluationRow:
+    """An evaluation set that the model was measured on before training and at the end."""
+
+    name: str
+    before: Quality
+    after: Quality
+
+    @property
+    def title(self) -> str:
+        """The set in words."""
+        return "the evaluation set" if self.name == EVALUATION else f"`{self.name}`"
+
+    @property
+    def has_accuracy(self) -> bool:
+        """Whether it was measured both times."""
+        return self.before.accuracy is not None and self.after.accuracy is not None
 
 
-def _quality_of(measured: Measurement | None) -> Quality:
-    return (measured and measured.evaluation) or _NOT_MEASURED
+def _prefix(name: str) -> str:
+    return "" if name == EVALUATION else f"`{name}`: "
+
+
+def evaluation_rows(history: TrimHistory) -> list[EvaluationRow]:
+    """The evaluation sets of a run, those that it was measured on before training and at the depth that is left."""
+    if history.untrimmed is None or history.trimmed is None:
+        return []
+    before, after = history.untrimmed.quality, history.trimmed.quality
+    return [EvaluationRow(name, before[name], after[name]) for name in after if name in before]
 
 
 def render_card(
@@ -75,8 +100,7 @@ def render_card(
         adapter_dir=ADAPTER_DIR if has_adapter else None,
         before=history.untrimmed,
         after=history.trimmed,
-        quality_before=_quality_of(history.untrimmed),
-        quality_after=_quality_of(history.trimmed),
+        evaluated=evaluation_rows(history),
         recipe=yaml.safe_dump(facts.recipe, sort_keys=False),
         importance_plot=IMPORTANCE_PLOT if history.rounds else None,
         metric_plot=METRIC_PLOT if history.drops else None,
@@ -113,7 +137,8 @@ def merge_cards(existing: str | None, generated: str) -> str:
 def card_metadata(history: TrimHistory, facts: CardFacts) -> ModelCardData:
     """Return the YAML head, by the Hub's rules for each field."""
     datasets = [facts.dataset_name] if facts.dataset_name and is_hub_id(facts.dataset_name) else None
-    results = list(_eval_results(_quality_of(history.trimmed), facts))
+    quality = {} if history.trimmed is None else history.trimmed.quality
+    results = [result for name, each in quality.items() for result in _eval_results(name, each, facts)]
     return ModelCardData(
         base_model=facts.base_model,
         license=facts.license,
@@ -127,7 +152,7 @@ def card_metadata(history: TrimHistory, facts: CardFacts) -> ModelCardData:
     )
 
 
-def _eval_results(measured: Quality, facts: CardFacts) -> Iterable[EvalResult]:
+def _eval_results(name: str, measured: Quality, facts: CardFacts) -> Iterable[EvalResult]:
     if measured.accuracy is None or facts.dataset_name is None:
         return
     yield EvalResult(
@@ -136,7 +161,7 @@ def _eval_results(measured: Quality, facts: CardFacts) -> Iterable[EvalResult]:
         dataset_name=facts.dataset_name,
         metric_type="accuracy",
         metric_value=round(measured.accuracy, 4),
-        metric_name=f"accuracy (n = {measured.num_examples})",
+        metric_name=f"accuracy{'' if name == EVALUATION else f' on {name}'} (n = {measured.num_examples})",
     )
 
 

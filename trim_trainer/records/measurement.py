@@ -42,7 +42,7 @@ class Measurement:
 
     @property
     def evaluation(self) -> Quality | None:
-        """Quality on the run's own evaluation set."""
+        """Quality on the run's own evaluation set; None: it was not measured, or there are several sets with names."""
         return self.quality.get(EVALUATION)
 
     def to_plain(self) -> dict[str, Any]:

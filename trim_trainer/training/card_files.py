@@ -36,7 +36,7 @@ def collect_facts(trainer, model_name: str | None = None, dataset_name: str | No
         license=recipe.get("license"),
         dataset_name=dataset_name or recipe.get("dataset_name"),
         paper=CRITERIA[name].paper if (name := trainer.history.importance) in CRITERIA else None,
-        caveats=tuple(runtime_caveats(trainer.model.config)),
+        caveats=(*runtime_caveats(trainer.model.config), *trainer.evaluation_sets.caveats),
         oldest_transformers=oldest_reader(trainer.model.config),
     )
 

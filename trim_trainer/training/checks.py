@@ -200,13 +200,13 @@ def split_calibration(
         calibration_dataset = draw_rows(calibration_dataset, args.calibration_size, args.seed)
     named = {"train_dataset": train_dataset, **evaluation, "calibration_dataset": calibration_dataset}
     for name, dataset in named.items():
-        if not (dataset is None or isinstance(dataset, IterableDataset) or formatting_func is not None):
+        if dataset is not None and not isinstance(dataset, IterableDataset):
             check_choices(dataset, name)
     keys = {each for dataset in evaluation.values() for each in key.of_all(dataset)}
     if calibration_dataset is None:
         train_dataset, held_out = hold_out(train_dataset, keys, args.calibration_size, args.seed, key)
-        if formatting_func is None:
-            check_choices(held_out, "train_dataset")  # of a stream, these only
+        if isinstance(train_dataset, IterableDataset):
+            check_choices(held_out, "train_dataset")
         return train_dataset, held_out
     check_disjoint(calibration_dataset, keys, key)
     if len(calibration_dataset) == 0:

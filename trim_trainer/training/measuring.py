@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from ..records.measurement import EVALUATION, Measurement
+from ..records.measurement import Measurement
 from ..scoring.measuring import measure_model
 from ..scoring.processes import from_main
 from ..scoring.speed import measure_in_turns
@@ -19,7 +19,7 @@ def measure_run(trainer, decode_tokens_per_second: float | None = None) -> Measu
     with trainer.scoring():
         measured = measure_model(
             trainer.causal_lm,
-            {EVALUATION: trainer.evaluation_examples},
+            trainer.evaluation_sets.examples,
             trainer.trimming.layout,
             decode_tokens_per_second=decode_tokens_per_second,
         )

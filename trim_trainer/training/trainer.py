@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
-from transformers import PretrainedConfig, PreTrainedModel, Trainer
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.trainer_utils import EvalLoopOutput
 
 from ..architectures.runtimes import runtime_caveats
 from ..checkpoints.whole import find_checkpoint
 from ..data.examples import ScoredExample
-from ..data.metrics import choose_metric, scored_by
+from ..data.metrics import scored_by
 from ..data.preparation import read_rows
 from ..data.splits import draw_rows
 from ..data.tokens import score_rows
@@ -47,6 +48,7 @@ from .checks import (
 )
 from .config import TrimConfig
 from .ending import how_far_it_is, how_it_broke_off, how_it_ended
+from .evaluation_sets import EvaluationSets
 from .hooks import HookedTrainer, TrimCallback
 from .measuring import measure_run, measure_trimmed
 from .pushing import report_failures, start_pushes
@@ -80,6 +82,7 @@ class TrimTrainer(HookedTrainer):
     is_compared = False  # with trimming runs: without a target, computes as they do, not bit for bit as SFTTrainer
     recipe: dict[str, Any] | None = None  # what `recipe.yaml` says; None: the settings that are not default
     trimming: Trimming | None = None  # None: this run drops nothing
+    _is_evaluating = False
     teacher: Teacher | None = None
 
     def __init__(
@@ -114,7 +117,7 @@ class TrimTrainer(HookedTrainer):
         if args.compensation_size:
             check_compensated_settings(self)
         examples = self.tokenize_examples(calibration_dataset)
-        self.evaluation_examples = self.tokenize_examples(eval_dataset) if isinstance(eval_dataset, Dataset) else []
+        self.evaluation_sets = EvaluationSets(self, eval_dataset)
         self.untrimmed_config: PretrainedConfig = copy.deepcopy(self.causal_lm.config)
         self.trimming = make_trimming(self, examples, importance or args.importance, num_layers, target)
         self.add_callback(TrimCallback(self._trim))
@@ -305,14 +308,34 @@ class TrimTrainer(HookedTrainer):
     # Measuring and saving.
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Evaluate as SFTTrainer does; with choices in the evaluation set, also the accuracy over them."""
-        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        examples = self.evaluation_examples if self.trimming is not None and eval_dataset is None else []
-        if examples and choose_metric(None, examples) == "accuracy":
-            accuracy = self.trimming.measure_on(examples, "accuracy")
-            metrics[f"{metric_key_prefix}_accuracy"] = accuracy
-            Trainer.log(self, {f"{metric_key_prefix}_accuracy": accuracy})
-        return metrics
+        """Evaluate as SFTTrainer does; each set of multiple choice also by its accuracy, `eval_accuracy`, over the choices.
+
+        Raises:
+            CalibrationError: a choice without one right answer.
+        """
+        if self.trimming is None:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        if isinstance(eval_dataset, dict):  # one by one, with its rows as they are here
+            metrics = {}
+            for name, dataset in eval_dataset.items():
+                metrics |= self.evaluate(dataset, ignore_keys, f"{metric_key_prefix}_{name}")
+            return metrics
+        self._is_evaluating = True
+        self.evaluation_sets.begin(eval_dataset)
+        try:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        finally:
+            self._is_evaluating = False
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix: str = "eval"
+    ) -> EvalLoopOutput:
+        """As SFTTrainer's; what is added to the metrics here is there for the log, callbacks and the best model."""
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        accuracy = self.evaluation_sets.accuracy() if self._is_evaluating else None  # not in `predict`
+        if accuracy is not None:
+            output.metrics.setdefault(f"{metric_key_prefix}_accuracy", accuracy)  # `compute_metrics` may have said it
+        return output
 
     def keep_depth(self) -> None:
         """Keep the model as it is now, healed at its depth, if `save_depths` asks for it."""

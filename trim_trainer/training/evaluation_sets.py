@@ -1,0 +1,115 @@
+"""The evaluation sets of a run by name, and the accuracy over their choices that stands beside SFTTrainer's metrics."""
+
+import logging
+from collections.abc import Iterable
+
+from datasets import Dataset, IterableDataset
+
+from ..data.choices import check_choices, has_choices
+from ..data.examples import ScoredExample
+from ..data.metrics import choose_metric, measure
+from ..data.preparation import read_rows
+from ..data.splits import NUM_STREAM_ROWS
+from ..records.measurement import EVALUATION
+from ..scoring.processes import from_main
+from ..scoring.scan import score_choices
+from ..scoring.trial import choose_layout
+
+logger = logging.getLogger(__name__)
+
+Rows = Dataset | IterableDataset
+Examples = list[ScoredExample]
+
+
+class EvaluationSets:
+    """What a `TrimTrainer` was given to evaluate on.
+
+    Args:
+        trainer: After SFTTrainer has prepared its data sets.
+        eval_dataset: As they were before.
+
+    Attributes:
+        examples: By name, for what is measured of the model; not of streams, which may have no end.
+    """
+
+    def __init__(self, trainer, eval_dataset: Rows | dict[str, Rows] | None):
+        self._trainer = trainer
+        self._given = _named(eval_dataset)
+        self._prepared = _named(trainer.eval_dataset)
+        self.examples: dict[str, Examples] = {
+            name: trainer.tokenize_examples(dataset)
+            for name, dataset in self._given.items()
+            if isinstance(dataset, Dataset)
+        }
+        self._offered: Rows | Examples = []  # of the set that is evaluated now
+
+    @property
+    def all_examples(self) -> Examples:
+        """Those of all sets, one after the other."""
+        return [example for examples in self.examples.values() for example in examples]
+
+    @property
+    def caveats(self) -> list[str]:
+        """What the model card has to say of the sets that are streams."""
+        return [
+            f"The evaluation set{'' if name == EVALUATION else f' `{name}`'} was a stream: the calibration examples were "
+            f"compared with its first {NUM_STREAM_ROWS:,} rows only, and nothing above was measured on it."
+            for name, dataset in self._given.items()
+            if isinstance(dataset, IterableDataset)
+        ]
+
+    def begin(self, eval_dataset: Rows | str | None) -> None:
+        """Note what is about to be evaluated, as it was passed to `evaluate`; its rows are checked.
+
+        Raises:
+            CalibrationError: a choice without one right answer.
+        """
+        self._offered = self._offered_by(eval_dataset)
+
+    def accuracy(self) -> float | None:
+        """The accuracy of the model as it is now on what is evaluated; None: not each of the examples has choices."""
+        examples = self._offered
+        if isinstance(examples, IterableDataset):  # it has been read to its end by now, so it has one
+            examples = self._scored(examples, "eval_dataset")
+        if not examples or choose_metric(None, examples) != "accuracy":
+            return None
+        trainer = self._trainer
+        is_known = any(examples is known for known in self.examples.values())
+        layout = trainer.trimming.layout if is_known else from_main(choose_layout(trainer.causal_lm, examples))
+        with trainer.scoring():
+            log_probs = score_choices(trainer.causal_lm, examples, layout, trainer.args.scan_batch_tokens)
+        return measure(log_probs, examples, "accuracy").item()
+
+    def _offered_by(self, eval_dataset: Rows | str | None) -> Rows | Examples:
+        """What is scored by choices, where there are any: tokens, or a stream whose end is not known."""
+        own = self._trainer.eval_dataset
+        if eval_dataset is None or isinstance(eval_dataset, str):
+            eval_dataset = own if eval_dataset is None else own[eval_dataset]
+        if eval_dataset is None or isinstance(eval_dataset, dict):  # each in its turn
+            return []
+        for name, prepared in self._prepared.items():
+            if eval_dataset is prepared or eval_dataset is self._given[name]:
+                given = self._given[name]
+                return given if isinstance(given, IterableDataset) else self.examples.get(name, [])
+        if isinstance(eval_dataset, IterableDataset):
+            return eval_dataset
+        if {"choices", "input_ids"} <= set(getattr(eval_dataset, "column_names", ())):
+            logger.warning(
+                "The set to evaluate on has tokens already: no accuracy over its `choices`. Pass it as it was."
+            )
+        return self._scored(eval_dataset, "eval_dataset")
+
+    def _scored(self, dataset: Iterable[dict], name: str) -> Examples:
+        """Tokens of a set of multiple choice; none of another one, which is not read."""
+        first = next(iter(dataset), None)
+        if first is None or not has_choices(first):
+            return []
+        rows = read_rows(dataset)
+        check_choices(rows, name)
+        return self._trainer.tokenize_examples(rows)
+
+
+def _named(eval_dataset: Rows | dict[str, Rows] | None) -> dict[str, Rows]:
+    if isinstance(eval_dataset, dict):
+        return {name: dataset for name, dataset in eval_dataset.items() if dataset is not None}
+    return {} if eval_dataset is None else {EVALUATION: eval_dataset}
