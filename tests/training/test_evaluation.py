@@ -6,11 +6,11 @@ import json
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
-from tiny import make_examples
+from tiny import TRAINING, make_examples, make_model
 from transformers import EarlyStoppingCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from trim_trainer import TrimHistory
+from trim_trainer import TrimConfig, TrimHistory, TrimTrainer
 from trim_trainer.data.choices import CalibrationError
 from trim_trainer.data.splits import NUM_STREAM_ROWS
 
@@ -173,12 +173,9 @@ def test_an_endless_evaluation_stream_is_not_read_to_its_end(in_dict, make_train
     trainer = make_trainer(eval_dataset=sets, target_layers=5, max_steps=2)
     trainer.train()
     trainer.save_model()
-    assert len(drawn) < NUM_STREAM_ROWS + 50
+    assert len(drawn) < 3 * NUM_STREAM_ROWS
     name = "eval_dataset['stream']" if in_dict else "eval_dataset"
-    assert (
-        f"`{name}` is a stream: the calibration set is compared with its first {NUM_STREAM_ROWS} rows only"
-        in caplog.text
-    )
+    assert f"`{name}` is a stream of more than {NUM_STREAM_ROWS} rows" in caplog.text
     assert set(trainer.history.trimmed.quality) == ({"table"} if in_dict else set())
     card = (tmp_path / "run" / "README.md").read_text()
     assert "was a stream: the calibration examples were compared with its first 1,000 rows only" in card
@@ -198,10 +195,34 @@ def test_endless_streams_to_calibrate_and_train_on(make_trainer, sets, tokenizer
     assert trainer.history.depth == 5
 
 
-def test_a_finite_evaluation_stream_has_its_accuracy_in_every_evaluation(make_trainer):
+@pytest.mark.parametrize("is_long", [False, True])
+def test_a_finite_evaluation_stream_has_its_accuracy_in_every_evaluation(is_long, make_trainer, monkeypatch):
+    if is_long:
+        monkeypatch.setattr("trim_trainer.data.splits.NUM_STREAM_ROWS", 10)
     rows = examples(12)
     trainer = make_trainer(eval_dataset={"stream": rows.to_iterable_dataset()}, **EVALUATING)
     trainer.train()
     logged = [entry for entry in trainer.state.log_history if "eval_stream_loss" in entry]
     assert len(logged) == 2
-    assert logged[-1]["eval_stream_accuracy"] == plain_accuracy(trainer, rows)
+    truth = plain_accuracy(trainer, rows)
+    assert logged[-1]["eval_stream_accuracy"] == truth
+    if is_long:  # nobody knows before it is read to its end
+        assert trainer.history.trimmed.quality == {} and len(trainer.evaluation_sets.caveats) == 1
+    else:
+        assert trainer.history.trimmed.quality["stream"].accuracy == truth and not trainer.evaluation_sets.caveats
+
+
+@pytest.mark.parametrize("name", ["torch", "numpy", "arrow", "pandas"])
+def test_sets_in_any_format_are_scored_as_plain_ones(name, sets, tokenizer, tmp_path):
+    def examples_of(*given):
+        args = TrimConfig(str(tmp_path / "run"), target_layers=5, **TRAINING)
+        names = ("train_dataset", "eval_dataset", "calibration_dataset")
+        trainer = TrimTrainer(make_model(), args, processing_class=tokenizer, **dict(zip(names, given, strict=False)))
+        return trainer.trimming.examples, trainer.evaluation_sets.examples
+
+    train, evaluation, calibration = sets
+    expected = examples_of(*sets)
+    assert examples_of(train, evaluation, calibration.with_format(name)) == expected
+    if name in ("torch", "numpy"):  # SFTTrainer reads no tables
+        assert examples_of(train, evaluation.with_format(name), calibration) == expected
+        assert examples_of(train.with_format(name), evaluation) == examples_of(train, evaluation)

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from datasets import IterableDataset
 from transformers import TrainerCallback
 
-from ..data.splits import example_key
+from ..data.splits import example_key, first_rows
 from ..evaluation.quiet import quiet_libraries
 from ..evaluation.tasks import Task
 from ..recipe import Recipe, load_splits, make_trainer
@@ -144,6 +145,8 @@ class Clock(TrainerCallback):
 def _selection(held_out, calibration) -> list[dict]:
     """Examples of the calibration split that layers are not chosen on; without any, those that they are."""
     chosen = {example_key(example) for example in calibration}
+    if isinstance(held_out, IterableDataset):
+        held_out = first_rows(held_out)[0]
     rest = [example for example in held_out or () if example_key(example) not in chosen]
     random.Random(0).shuffle(rest)
     return rest[:NUM_SELECTION] or list(calibration)

@@ -13,7 +13,16 @@ from trl import maybe_convert_to_chatml
 from .choices import CalibrationError, check_choices, has_choices
 from .contents import digest, plain, plain_rows
 
-__all__ = ["CalibrationError", "RowKey", "check_choices", "check_disjoint", "draw_rows", "example_key", "hold_out"]
+__all__ = [
+    "CalibrationError",
+    "RowKey",
+    "check_choices",
+    "check_disjoint",
+    "draw_rows",
+    "example_key",
+    "first_rows",
+    "hold_out",
+]
 
 # What SFTTrainer makes the tokens of a row from, the first that it finds; and what goes in beside it, and into a chat.
 _TEXTS = (("input_ids",), ("prompt", "completion"), ("messages",), ("text",))
@@ -164,6 +173,12 @@ class _Without:
                 "`calibration_dataset`."
             )
         return is_other
+
+
+def first_rows(stream: IterableDataset) -> tuple[list[dict], bool]:
+    """The first `NUM_STREAM_ROWS` rows of a stream as Python objects, and whether these are all."""
+    rows = list(islice(plain_rows(stream), NUM_STREAM_ROWS + 1))
+    return rows[:NUM_STREAM_ROWS], len(rows) <= NUM_STREAM_ROWS
 
 
 def draw_rows(dataset: Iterable[dict], size: int, seed: int) -> Iterable[dict]:

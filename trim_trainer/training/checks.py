@@ -15,7 +15,7 @@ from ..architectures.droppable import droppable_layers
 from ..architectures.modules import find_layers
 from ..architectures.table import find_architecture
 from ..data.choices import CalibrationError, check_choices
-from ..data.splits import NUM_STREAM_ROWS, RowKey, check_disjoint, draw_rows, hold_out
+from ..data.splits import NUM_STREAM_ROWS, RowKey, check_disjoint, draw_rows, first_rows, hold_out
 from ..records.files import HISTORY_NAME
 from ..surgery.drop import check_layers, is_quantized
 from .config import TrimConfig
@@ -187,7 +187,7 @@ def split_calibration(
     """Check all data sets and return the training set and the calibration set, which shares nothing with the others.
 
     No stream is read to its end, which it may not have: of one to train on, so far as examples are held out of it; of
-    one to calibrate on, the rows that are used; of one to evaluate on, the first `NUM_STREAM_ROWS`.
+    one to calibrate on, the rows that are used; of one to evaluate on, `NUM_STREAM_ROWS`.
 
     Raises:
         CalibrationError: overlapping sets, no example left to calibrate on, or a choice without one right answer.
@@ -224,14 +224,17 @@ def named_evaluation_sets(
 
 
 def _looked_at(dataset: Dataset | IterableDataset, name: str) -> Dataset | list[dict]:
-    """An evaluation set; of a stream its first rows."""
+    """An evaluation set; of a long stream its first rows."""
     if not isinstance(dataset, IterableDataset):
         return dataset
-    logger.warning(
-        "`%s` is a stream: the calibration set is compared with its first %d rows only, and neither the model card nor "
-        "the history says how good the model is on it. Pass a `Dataset`, such as "
-        "`Dataset.from_list(list(stream.take(1000)))`, to have both.",
-        name,
-        NUM_STREAM_ROWS,
-    )
-    return list(dataset.take(NUM_STREAM_ROWS))
+    rows, is_whole = first_rows(dataset)
+    if not is_whole:
+        logger.warning(
+            "`%s` is a stream of more than %d rows: the calibration set is compared with these only, and neither the model "
+            "card nor the history says how good the model is on it. Pass a `Dataset`, or a part, such as "
+            "`stream.take(%d)`, to have both.",
+            name,
+            NUM_STREAM_ROWS,
+            NUM_STREAM_ROWS,
+        )
+    return rows

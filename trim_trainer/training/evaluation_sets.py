@@ -9,7 +9,7 @@ from ..data.choices import check_choices, has_choices
 from ..data.examples import ScoredExample
 from ..data.metrics import choose_metric, measure
 from ..data.preparation import read_rows
-from ..data.splits import NUM_STREAM_ROWS
+from ..data.splits import NUM_STREAM_ROWS, first_rows
 from ..records.measurement import EVALUATION
 from ..scoring.processes import from_main
 from ..scoring.scan import score_choices
@@ -29,17 +29,16 @@ class EvaluationSets:
         eval_dataset: As they were before.
 
     Attributes:
-        examples: By name, for what is measured of the model; not of streams, which may have no end.
+        examples: By name, for what is measured of the model; not of long streams, which may have no end.
     """
 
     def __init__(self, trainer, eval_dataset: Rows | dict[str, Rows] | None):
         self._trainer = trainer
         self._given = _named(eval_dataset)
         self._prepared = _named(trainer.eval_dataset)
+        whole = {name: _whole(dataset) for name, dataset in self._given.items()}
         self.examples: dict[str, Examples] = {
-            name: trainer.tokenize_examples(dataset)
-            for name, dataset in self._given.items()
-            if isinstance(dataset, Dataset)
+            name: trainer.tokenize_examples(rows) for name, rows in whole.items() if rows is not None
         }
         self._offered: Rows | Examples = []  # of the set that is evaluated now
 
@@ -50,12 +49,12 @@ class EvaluationSets:
 
     @property
     def caveats(self) -> list[str]:
-        """What the model card has to say of the sets that are streams."""
+        """What the model card has to say of the sets that are long streams."""
         return [
             f"The evaluation set{'' if name == EVALUATION else f' `{name}`'} was a stream: the calibration examples were "
             f"compared with its first {NUM_STREAM_ROWS:,} rows only, and nothing above was measured on it."
-            for name, dataset in self._given.items()
-            if isinstance(dataset, IterableDataset)
+            for name in self._given
+            if name not in self.examples
         ]
 
     def begin(self, eval_dataset: Rows | str | None) -> None:
@@ -89,8 +88,7 @@ class EvaluationSets:
             return []
         for name, prepared in self._prepared.items():
             if eval_dataset is prepared or eval_dataset is self._given[name]:
-                given = self._given[name]
-                return given if isinstance(given, IterableDataset) else self.examples.get(name, [])
+                return self.examples.get(name, self._given[name])
         if isinstance(eval_dataset, IterableDataset):
             return eval_dataset
         if {"choices", "input_ids"} <= set(getattr(eval_dataset, "column_names", ())):
@@ -107,6 +105,14 @@ class EvaluationSets:
         rows = read_rows(dataset)
         check_choices(rows, name)
         return self._trainer.tokenize_examples(rows)
+
+
+def _whole(dataset: Rows) -> Iterable[dict] | None:
+    """All rows of an evaluation set; None: of a stream, too many."""
+    if not isinstance(dataset, IterableDataset):
+        return dataset
+    rows, is_whole = first_rows(dataset)
+    return rows if is_whole else None
 
 
 def _named(eval_dataset: Rows | dict[str, Rows] | None) -> dict[str, Rows]:
