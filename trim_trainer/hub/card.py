@@ -101,9 +101,10 @@ def render_card(
         before=history.untrimmed,
         after=history.trimmed,
         evaluated=evaluation_rows(history),
+        is_trained=bool(facts.recipe) or not history.named,
         recipe=yaml.safe_dump(facts.recipe, sort_keys=False),
-        importance_plot=IMPORTANCE_PLOT if history.rounds else None,
-        metric_plot=METRIC_PLOT if history.drops else None,
+        importance_plot=IMPORTANCE_PLOT if history.scored.rounds else None,
+        metric_plot=METRIC_PLOT if history.scored.drops else None,
     )
 
 

@@ -12,8 +12,17 @@ from huggingface_hub.utils.sha import sha_fileobj
 from safetensors import SafetensorError, safe_open
 
 from ..records.facts import CardFacts
-from ..records.files import ADAPTER_CONFIG, ADAPTER_DIR, DEPTH_DIR, HISTORY_NAME, RECIPE_NAME
+from ..records.files import (
+    ADAPTER_CONFIG,
+    ADAPTER_DIR,
+    DEPTH_DIR,
+    HISTORY_NAME,
+    IMPORTANCE_PLOT,
+    METRIC_PLOT,
+    RECIPE_NAME,
+)
 from ..records.history import TrimHistory
+from ..records.plots import plot_importance, plot_metric
 from ..records.settings import read_settings, without_local_paths
 
 # Nothing else leaves the machine: no training arguments, optimizer, random states, logs or checkpoints.
@@ -22,6 +31,7 @@ PUBLISHED = [
     "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json", "chat_template*", "*processor_config.json",
     "adapter_*", "trim_*.png", HISTORY_NAME, RECIPE_NAME, f"{ADAPTER_DIR}/*adapter_*",
 ]  # fmt: skip
+CONFIG = "config.json"
 _TEXTS = (".json", ".yaml", ".md", ".jinja", ".txt")
 _ABSOLUTE = re.compile(r"""(?<![\w./:~-])(?:/(?:[\w.@+-]+/)+[\w.@+-]+|[A-Za-z]:\\{1,2}[\w.@+-]+)""")
 _SECRETS = re.compile(r"\bhf_[A-Za-z0-9]{20,}|\b(?:sk|ghp|wandb)[-_][A-Za-z0-9_-]{20,}|AKIA[0-9A-Z]{16}")
@@ -70,11 +80,9 @@ def _stage_one(folder: Path, revision: str, repo_id: str) -> Staged:
     files: dict[str, Path | bytes] = {
         name: names[name] for name in filter_repo_objects(sorted(names), allow_patterns=PUBLISHED)
     }
-    for name in (HISTORY_NAME, "config.json"):
+    for name in (HISTORY_NAME, CONFIG):
         if name not in files:
-            raise StagingError(
-                f"{str(folder)!r} holds no {name}: it is not a checkpoint that `save_model` of a trimming run wrote."
-            )
+            raise StagingError(f"{str(folder)!r} holds no {name}: {_way_out(folder, names)}")
     _check_weights(folder, files)
     files |= _name_base(files, repo_id, revision)
     history = TrimHistory.load(folder)
@@ -83,12 +91,53 @@ def _stage_one(folder: Path, revision: str, repo_id: str) -> Staged:
     facts = CardFacts(**without_local_paths(vars(history.card)))
     history = replace(history, card=replace(facts, recipe=without_local_paths(facts.recipe)))
     files[HISTORY_NAME] = (history.to_json() + "\n").encode()
+    files |= _missing_plots(history, files)
     if RECIPE_NAME in files:
         files[RECIPE_NAME] = _share_recipe(files[RECIPE_NAME])
     for name, content in files.items():
         if name.endswith(_TEXTS) and not name.startswith(("tokenizer", "vocab", "merges")):
             check_text(f"{folder / name}", as_bytes(content).decode("utf-8"))
     return Staged(revision, folder, history, files)
+
+
+def _way_out(folder: Path, names: dict[str, Path]) -> str:
+    """What a folder is that cannot be published, and what to do."""
+    if not folder.is_dir():
+        return "there is no such folder."
+    if ADAPTER_CONFIG in names and CONFIG not in names:
+        return (
+            "it is an adapter alone, such as a checkpoint to resume from. Resume the run from it and call `save_model`, "
+            "which merges the adapter or writes its base model beside it; publish that folder."
+        )
+    if any(name.endswith(".safetensors") for name in names):
+        return (
+            "nothing says which layers it lost. `save_model` of a trimming run and `trim-trainer drop MODEL --layers 3,17 "
+            "--output DIR` write that down; layers that `drop_layers` took from a model in memory are dropped again by "
+            "that command. What was not trimmed is uploaded by `hf upload`."
+        )
+    found = sorted(path.name for path in folder.glob("checkpoint-*"))
+    if found:
+        return (
+            f"it holds checkpoints ({', '.join(found[:3])}) of a run that did not end. Resume it "
+            "(`resume_from_checkpoint`) and call `save_model`, or publish one of them."
+        )
+    return (
+        "it is no checkpoint. Publish the `output_dir` of a run that called `save_model`, or what `trim-trainer drop` "
+        "wrote; `trim-trainer compare` leaves numbers and no model."
+    )
+
+
+def _missing_plots(history: TrimHistory, files: dict) -> dict[str, bytes]:
+    """The pictures that the card shows, where they are not beside the weights, as in a checkpoint to resume from."""
+    scored, drawn = history.scored, {}
+    for name, plot, is_due in (
+        (IMPORTANCE_PLOT, plot_importance, scored.rounds),
+        (METRIC_PLOT, plot_metric, scored.drops),
+    ):
+        if is_due and name not in files:
+            plot(scored, buffer := io.BytesIO())
+            drawn[name] = buffer.getvalue()
+    return drawn
 
 
 def with_base(staged: Staged, repo_id: str) -> Staged:

@@ -14,7 +14,9 @@ class CardFacts:
     versions: dict[str, str]
     tags: tuple[str, ...] = ()
     base_model: str | None = None
-    license: str | None = None
+    license: str | list[str] | None = None
+    license_name: str | None = None  # and where it stands, of one that the Hub has no name for
+    license_link: str | None = None
     dataset_name: str | None = None
     paper: str | None = None  # where the criterion comes from
     caveats: tuple[str, ...] = ()  # runtimes that would compute something else

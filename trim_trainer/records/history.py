@@ -1,6 +1,7 @@
 """What a run dropped, when and why: plain data, saved as `trim_history.json` beside the weights."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ class Round:
 
     Layers carry the numbers they had in the untrimmed model. `scores`, `activation_norms` and
     `num_examples` are parallel to `layers`.
-    The first round of a run drops nothing: it chooses the layers of the sparse update.
+    The first round of a run drops nothing: it chooses the layers of the sparse update. Where somebody named the layers,
+    there are no scores and no metric.
     """
 
     step: int
     layers: tuple[int, ...]
     scores: tuple[float, ...]
-    metric: float  # on the calibration set, before this round's drop
+    metric: float | None  # on the calibration set, before this round's drop; None: nothing was calibrated
     seconds: float  # that the calibration took
     activation_norms: tuple[float, ...] | None = None
     dropped: tuple[int, ...] = ()
@@ -87,6 +89,16 @@ class TrimHistory:
         return tuple(a_round for a_round in self.rounds if a_round.dropped)
 
     @property
+    def named(self) -> tuple[int, ...]:
+        """Original numbers of the layers that somebody named, and that no score chose."""
+        return tuple(layer for a_round in self.drops if not a_round.scores for layer in a_round.dropped)
+
+    @property
+    def scored(self) -> "TrimHistory":
+        """The same without the rounds that nothing was calibrated for."""
+        return replace(self, rounds=tuple(a_round for a_round in self.rounds if a_round.scores))
+
+    @property
     def calibration_seconds(self) -> float:
         """What scoring took, over all rounds."""
         return sum(a_round.seconds for a_round in self.rounds)
@@ -111,6 +123,13 @@ class TrimHistory:
             return replace(self, rounds=(*self.rounds, entry))
         others = tuple(measurement for measurement in self.measurements if measurement.depth != entry.depth)
         return replace(self, measurements=(*others, entry))
+
+    def add_named(self, layers: Iterable[int]) -> "TrimHistory":
+        """Return a history in which layers went that somebody named, by their numbers among those that were left."""
+        kept = self.kept
+        step = self.rounds[-1].step if self.rounds else 0
+        entry = Round(step, kept, (), None, 0.0, dropped=tuple(kept[layer] for layer in sorted(layers)))
+        return replace(self.add(entry), target_layers=entry.depth_after, stopped=None)
 
     def save(self, directory: str | Path) -> Path:
         """Write `trim_history.json` into `directory` and return its path."""

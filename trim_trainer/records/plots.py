@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,7 +13,7 @@ from .history import TrimHistory
 INK, MUTED, ACCENT = "#1f2933", "#9aa5b1", "#d64545"
 
 
-def plot_importance(history: TrimHistory, path: str | Path) -> None:
+def plot_importance(history: TrimHistory, path: str | Path | BinaryIO) -> None:
     """Draw one row per round, one column per layer of the untrimmed model; a cross marks the drop."""
     rounds = history.rounds
     grid = [[math.nan] * history.num_layers for _ in rounds]
@@ -37,7 +38,7 @@ def plot_importance(history: TrimHistory, path: str | Path) -> None:
     figure.savefig(path, dpi=120, metadata={"Software": None})
 
 
-def plot_metric(history: TrimHistory, path: str | Path) -> None:
+def plot_metric(history: TrimHistory, path: str | Path | BinaryIO) -> None:
     """Draw the calibration metric against depth: healed (before each drop), and right after the drop."""
     drops = history.drops
     figure = Figure(figsize=(9, 3.6), layout="constrained")

@@ -12,7 +12,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from ..checkpoints.adapted import save_adapted
 from ..checkpoints.older_readers import write_older_fields
 from ..checkpoints.verification import verify_checkpoint, verify_tensors
-from .card_files import collect_facts, write_card
+from ..hub.card_files import write_card
+from .card_files import collect_facts
 
 Writer = Callable[[Path | None, dict[str, torch.Tensor] | None], None]
 

@@ -24,6 +24,7 @@ from ..data.metrics import scored_by
 from ..data.preparation import read_rows
 from ..data.splits import draw_rows
 from ..data.tokens import score_rows
+from ..hub.card_files import write_card
 from ..hub.publishing import publish
 from ..import_messages import say_import_messages
 from ..importance.criteria import CriterionLike
@@ -37,7 +38,7 @@ from ..surgery.drop import is_quantized
 from ..surgery.optimizer import sync_optimizer
 from ..surgery.wrapping import rewrap
 from ..surgery.zero import rebuild_engine
-from .card_files import collect_facts, write_card
+from .card_files import collect_facts
 from .checks import (
     check_compensated_settings,
     check_distillation,

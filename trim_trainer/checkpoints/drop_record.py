@@ -1,0 +1,93 @@
+"""What is known of a checkpoint whose layers somebody named: its history, card and facts, as a run would leave them."""
+
+import logging
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import RepoCard
+from transformers import PretrainedConfig
+from transformers.utils import cached_file
+
+from .. import __version__
+from ..architectures.configs import num_layers
+from ..architectures.runtimes import runtime_caveats
+from ..hub.card import is_hub_id
+from ..hub.card_files import write_card
+from ..records.facts import CardFacts
+from ..records.files import CARD_NAME, HISTORY_NAME
+from ..records.history import TrimHistory
+from ..records.measurement import Measurement
+from .loading import Source
+from .older_readers import oldest_reader
+
+logger = logging.getLogger(__name__)
+
+BY_HAND = "layers named by hand"
+
+
+def write_drop_record(
+    folder: Path, source: Source, config: PretrainedConfig, layers: list[int], num_parameters: tuple[int, int]
+) -> None:
+    """Write history and card of a drop without training; one of a trimmed model goes on with that model's history.
+
+    Args:
+        folder: Of the checkpoint that is left.
+        source: Of the one before.
+        config: Of the one that is left.
+        layers: That were dropped, as the one before counts them.
+        num_parameters: Before, and of what is left.
+    """
+    depth = num_layers(config) + len(layers)
+    before, after = Measurement(depth, num_parameters[0]), Measurement(depth - len(layers), num_parameters[1])
+    earlier = read_history(source.path, source.revision)
+    if earlier is not None and earlier.depth != depth:
+        logger.warning("%s of %s speaks of %d layers, the model has %d: it is left out.", HISTORY_NAME, source.path,
+                       earlier.depth, depth)  # fmt: skip
+        earlier = None
+    history = earlier or TrimHistory(depth, depth, BY_HAND, "nothing", 0, untrimmed=before)
+    history = history.add_named(layers).add(after)
+    facts = _facts(folder, source, config, earlier)
+    history = replace(history, card=facts)
+    write_card(folder, history, facts)
+    history.save(folder)
+
+
+def read_history(path: str | Path, revision: str = "main") -> TrimHistory | None:
+    """The history beside a checkpoint, here or on the Hub; None: there is none."""
+    text = _read(str(path), HISTORY_NAME, revision)
+    return None if text is None else TrimHistory.from_json(text, str(path))
+
+
+def _facts(folder: Path, source: Source, config: PretrainedConfig, earlier: TrimHistory | None) -> CardFacts:
+    new: dict[str, Any] = {
+        "model_name": folder.name,
+        "versions": {"trim_trainer": __version__}
+        | {name: metadata.version(name) for name in ("transformers", "torch")},
+        "caveats": tuple(runtime_caveats(config)),
+        "oldest_transformers": oldest_reader(config),
+    }
+    if earlier is not None and earlier.card is not None:
+        return replace(earlier.card, **new)
+    said = _said_of(source)
+    base_model = source.path if is_hub_id(source.path) else said.get("base_model")
+    return CardFacts(
+        num_train_examples=None,
+        recipe={},
+        tags=("trim-trainer", "trimmed"),
+        base_model=base_model if isinstance(base_model, str) else None,
+        **{name: said.get(name) for name in ("license", "license_name", "license_link")},
+        **new,
+    )
+
+
+def _said_of(source: Source) -> dict[str, Any]:
+    """The metadata of the card beside the checkpoint."""
+    text = _read(source.path, CARD_NAME, source.revision)
+    return {} if text is None else RepoCard(text, ignore_metadata_errors=True).data.to_dict()
+
+
+def _read(path: str, name: str, revision: str) -> str | None:
+    found = cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+    return None if found is None else Path(found).read_text(encoding="utf-8")

@@ -1,0 +1,26 @@
+"""The model card, recipe and plots beside a checkpoint."""
+
+from pathlib import Path
+
+import yaml
+
+from ..records.facts import CardFacts
+from ..records.files import ADAPTER_DIR, CARD_NAME, IMPORTANCE_PLOT, METRIC_PLOT, RECIPE_NAME
+from ..records.history import TrimHistory
+from ..records.plots import plot_importance, plot_metric
+from .card import render_card
+
+
+def write_card(directory: str | Path, history: TrimHistory, facts: CardFacts) -> None:
+    """Write `README.md`, the plots, and `recipe.yaml` where something was trained, into `directory`."""
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    if facts.recipe:
+        (folder / RECIPE_NAME).write_text(yaml.safe_dump(facts.recipe, sort_keys=False), encoding="utf-8")
+    scored = history.scored
+    if scored.rounds:
+        plot_importance(scored, folder / IMPORTANCE_PLOT)
+    if scored.drops:
+        plot_metric(scored, folder / METRIC_PLOT)
+    card = render_card(history, facts, has_adapter=(folder / ADAPTER_DIR).is_dir())
+    (folder / CARD_NAME).write_text(card, encoding="utf-8")
