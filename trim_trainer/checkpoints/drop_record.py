@@ -6,7 +6,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import RepoCard
 from transformers import PretrainedConfig
 from transformers.utils import cached_file
 
@@ -15,6 +14,7 @@ from ..architectures.configs import num_layers
 from ..architectures.runtimes import runtime_caveats
 from ..hub.card import is_hub_id
 from ..hub.card_files import write_card
+from ..hub.merging import Card
 from ..records.facts import CardFacts
 from ..records.files import CARD_NAME, HISTORY_NAME
 from ..records.history import TrimHistory
@@ -84,8 +84,11 @@ def _facts(folder: Path, source: Source, config: PretrainedConfig, earlier: Trim
 
 def _said_of(source: Source) -> dict[str, Any]:
     """The metadata of the card beside the checkpoint."""
-    text = _read(source.path, CARD_NAME, source.revision)
-    return {} if text is None else RepoCard(text, ignore_metadata_errors=True).data.to_dict()
+    try:
+        return Card.read(_read(source.path, CARD_NAME, source.revision) or "").metadata
+    except ValueError as error:
+        logger.warning("The licence of %s is not known: %s.", source.path, error)
+        return {}
 
 
 def _read(path: str, name: str, revision: str) -> str | None:

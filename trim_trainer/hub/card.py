@@ -6,16 +6,14 @@ from pathlib import Path
 
 import jinja2
 import yaml
-from huggingface_hub import EvalResult, ModelCardData, RepoCard
+from huggingface_hub import EvalResult, ModelCardData
 
 from ..records.facts import CardFacts
 from ..records.files import ADAPTER_DIR, IMPORTANCE_PLOT, METRIC_PLOT
 from ..records.history import TrimHistory
 from ..records.measurement import EVALUATION, Measurement, Quality
 from ..records.statistics import wilson_interval
-
-# Between these marks a card is generated; outside of them it belongs to people.
-BEGIN, END = "<!-- trim-trainer: generated from here -->", "<!-- trim-trainer: generated to here -->"
+from .merging import BEGIN, END
 
 
 @dataclass(frozen=True)
@@ -91,6 +89,8 @@ def render_card(
     environment.filters["megabytes"] = lambda value: f"{value / 1e6:,.0f} MB"
     environment.filters["accuracy"] = _accuracy_with_interval
     return environment.get_template("model_card.md").render(
+        begin=BEGIN,
+        end=END,
         metadata=card_metadata(history, facts).to_yaml(),
         history=history,
         facts=facts,
@@ -116,25 +116,6 @@ def _accuracy_with_interval(measured: Quality) -> str:
     return f"{shown} ({100 * low:.1f}–{100 * high:.1f} %)"
 
 
-def merge_cards(existing: str | None, generated: str) -> str:
-    """Put a new card into one that people may have edited: only what stands between our marks is replaced.
-
-    Metadata keys that the new card does not have stay, tags are united. A card without our marks is kept whole, below.
-    """
-    if existing is None:
-        return generated
-    old, new = RepoCard(existing, ignore_metadata_errors=True), RepoCard(generated)
-    metadata = old.data.to_dict() | new.data.to_dict()
-    metadata["tags"] = list(dict.fromkeys([*(old.data.get("tags") or []), *(new.data.get("tags") or [])]))
-    ours = new.text[new.text.index(BEGIN) : new.text.index(END) + len(END)]
-    if BEGIN in old.text and END in old.text:
-        before, after = old.text[: old.text.index(BEGIN)], old.text[old.text.index(END) + len(END) :]
-    else:
-        before, after = "\n", f"\n\n{old.text.strip()}\n"
-    head = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
-    return f"---\n{head}---\n{before}{ours}{after}"
-
-
 def card_metadata(history: TrimHistory, facts: CardFacts) -> ModelCardData:
     """Return the YAML head, by the Hub's rules for each field."""
     datasets = [facts.dataset_name] if facts.dataset_name and is_hub_id(facts.dataset_name) else None
@@ -143,6 +124,8 @@ def card_metadata(history: TrimHistory, facts: CardFacts) -> ModelCardData:
     return ModelCardData(
         base_model=facts.base_model,
         license=facts.license,
+        license_name=facts.license_name,
+        license_link=facts.license_link,
         library_name="transformers",
         pipeline_tag="text-generation",
         datasets=datasets,

@@ -9,10 +9,14 @@ from ..records.files import ADAPTER_DIR, CARD_NAME, IMPORTANCE_PLOT, METRIC_PLOT
 from ..records.history import TrimHistory
 from ..records.plots import plot_importance, plot_metric
 from .card import render_card
+from .merging import BEGIN, merge_cards
 
 
 def write_card(directory: str | Path, history: TrimHistory, facts: CardFacts) -> None:
-    """Write `README.md`, the plots, and `recipe.yaml` where something was trained, into `directory`."""
+    """Write `README.md`, the plots, and `recipe.yaml` where something was trained, into `directory`.
+
+    What people changed in a card of ours that lies there stays.
+    """
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     if facts.recipe:
@@ -22,5 +26,7 @@ def write_card(directory: str | Path, history: TrimHistory, facts: CardFacts) ->
         plot_importance(scored, folder / IMPORTANCE_PLOT)
     if scored.drops:
         plot_metric(scored, folder / METRIC_PLOT)
-    card = render_card(history, facts, has_adapter=(folder / ADAPTER_DIR).is_dir())
-    (folder / CARD_NAME).write_text(card, encoding="utf-8")
+    card, path = render_card(history, facts, has_adapter=(folder / ADAPTER_DIR).is_dir()), folder / CARD_NAME
+    there = path.read_text(encoding="utf-8") if path.is_file() else ""
+    # A card that is none of ours is that of another trainer, or PEFT's.
+    path.write_text(merge_cards(there if BEGIN in there else None, card), encoding="utf-8")

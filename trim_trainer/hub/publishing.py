@@ -19,12 +19,14 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash
 
 from ..records.files import CARD_NAME
-from .card import Member, merge_cards, render_card
+from .card import Member, render_card
 from .layout import stale_files, weights_taken
+from .merging import merge_cards
 from .staging import Staged, StagingError, as_bytes, check_text, sha256, stage, with_base
 
 logger = logging.getLogger(__name__)
 
+OTHER = "other"  # a licence that has a name and a place of its own
 _TAG = r"v\d+-depth-\d+"  # as `_tag` names what was published
 # What the client raises where the Hub refuses, the connection breaks, or Xet gives up; ValueError: a card it refuses.
 HUB_ERRORS = (HfHubHTTPError, httpx2.HTTPError, ConnectionError, RuntimeError, ValueError, OSError)
@@ -134,10 +136,12 @@ def _reason(error: Exception) -> str:
 
 
 def _with_card(run: _Run, staged: Staged, family: list[Staged]) -> Staged:
-    """Render the card of a revision, with the whole family in it, and let the Hub's rules check it."""
+    """Render the card of a revision, with the whole family in it and what people changed in the folder's, and check it."""
     facts = staged.history.card
-    if facts.license is None and facts.base_model is not None:
-        facts = replace(facts, license=_license_of(run.api, facts.base_model))
+    if facts.base_model is not None and (
+        facts.license is None or (facts.license, facts.license_name) == (OTHER, None)
+    ):
+        facts = replace(facts, **_license_of(run.api, facts.base_model, facts.license))
     members = tuple(
         Member(each.revision, each.history.trimmed, each.history.depth, each.num_weight_bytes)
         for each in reversed(family)
@@ -145,20 +149,37 @@ def _with_card(run: _Run, staged: Staged, family: list[Staged]) -> Staged:
     name = run.repo_id.split("/")[-1]
     facts = replace(facts, model_name=name)
     text = render_card(staged.history, facts, run.repo_id, staged.revision, members, staged.has_adapter)
+    if (staged.folder / CARD_NAME).is_file():
+        try:
+            text = merge_cards((staged.folder / CARD_NAME).read_text(encoding="utf-8"), text)
+        except ValueError as error:
+            raise StagingError(f"{str(staged.folder / CARD_NAME)!r}: {error}. Nothing was sent.") from error
     check_text(f"the card of {staged.revision}", text)
     with run.step(f"have the card of {staged.revision} checked"):
         ModelCard(text).validate()
     return replace(staged, files=staged.files | {CARD_NAME: text.encode("utf-8")})
 
 
-def _license_of(api: HfApi, base_model: str) -> str | None:
-    """The licence that the base model's card names; None: it cannot be asked."""
+def _license_of(api: HfApi, base_model: str, wanted: str | None) -> dict[str, str]:
+    """The licence that the base model's card names, with its name and its place where the Hub has no name for it.
+
+    Args:
+        api: The Hub.
+        base_model: Who is asked.
+        wanted: Only what belongs to this licence; None: any.
+    """
     try:
         data = api.model_info(base_model).card_data
     except HUB_ERRORS as error:
         logger.warning("The licence of %s is not known (%s); set `license` in the recipe.", base_model, _reason(error))
-        return None
-    return data.get("license") if data is not None else None
+        return {}
+    said = {name: data.get(name) for name in ("license", "license_name", "license_link")} if data is not None else {}
+    if wanted not in (None, said.get("license")):
+        return {}
+    link = said.get("license_link")
+    if link and "://" not in link:  # a file beside the base model's weights
+        said["license_link"] = f"{api.endpoint}/{base_model}/blob/main/{link.lstrip('./')}"
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def _publish_one(run: _Run, staged: Staged, commit_message: str | None) -> Published:
