@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ..records.files import ADAPTER_DIR
 from ..scoring.hooks import plain_forward
 from ..surgery.drop import is_quantized
-from .older_readers import write_older_fields
+from .finishing import finish_checkpoint
 from .verification import verify_checkpoint
 
 
@@ -31,7 +31,7 @@ def save_adapted(model, directory: str | Path, is_merged: bool) -> None:
     """
     base = plain_copy(model, is_merged)
     base.save_pretrained(directory)
-    write_older_fields(directory)
+    finish_checkpoint(directory, is_apart=not is_merged)
     if not is_merged:
         folder = Path(directory) / ADAPTER_DIR
         with _base_named(model, str(Path(directory).resolve())):

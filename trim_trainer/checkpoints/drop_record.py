@@ -15,6 +15,7 @@ from ..architectures.runtimes import runtime_caveats
 from ..hub.card import is_hub_id
 from ..hub.card_files import write_card
 from ..hub.merging import Card
+from ..hub.weights import weights_digest
 from ..records.facts import CardFacts
 from ..records.files import CARD_NAME, HISTORY_NAME
 from ..records.history import TrimHistory
@@ -67,6 +68,7 @@ def _facts(folder: Path, source: Source, config: PretrainedConfig, earlier: Trim
         | {name: metadata.version(name) for name in ("transformers", "torch")},
         "caveats": tuple(runtime_caveats(config)),
         "oldest_transformers": oldest_reader(config),
+        "weights": weights_digest(folder),
     }
     if earlier is not None and earlier.card is not None:
         return replace(earlier.card, **new)

@@ -15,8 +15,8 @@ from ..architectures.droppable import trimmed_fields
 from ..architectures.runtimes import runtime_caveats
 from ..surgery.drop import check_layers, drop_layers
 from .drop_record import write_drop_record
+from .finishing import finish_checkpoint
 from .loading import Source
-from .older_readers import write_older_fields
 from .verification import verify_checkpoint
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
@@ -104,7 +104,7 @@ def drop_from_checkpoint(
     before = trimmed.num_parameters()
     drop_layers(trimmed, dropped).save_pretrained(folder)
     has_tokenizer = _copy_tokenizer(source, folder)
-    write_older_fields(folder)
+    finish_checkpoint(folder)
     verify_checkpoint(folder, trimmed)
     after, gone = trimmed.num_parameters(), sorted(dropped)
     write_drop_record(folder, source, trimmed.config, gone, (before, after))

@@ -34,4 +34,6 @@ def publish(arguments: list[str]) -> int:
         print(f"{each.revision}: {each.depth} layers, {what}, tag {each.tag}, {each.url}")
         if each.removed:
             print(f"{each.revision}: removed, since loaders would take them: {', '.join(each.removed)}")
+        if each.left_out:
+            print(f"{each.revision}: not sent, since loaders would take them instead: {', '.join(each.left_out)}")
     return 0

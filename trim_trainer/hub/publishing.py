@@ -48,6 +48,7 @@ class Published:
     url: str
     is_new: bool  # False: all of it was there already, no commit was made
     removed: tuple[str, ...] = ()  # files of an earlier model or layout, which loaders would have taken
+    left_out: tuple[str, ...] = ()  # such files of the folder, which were not sent
 
 
 def publish(
@@ -202,7 +203,7 @@ def _publish_one(run: _Run, staged: Staged, commit_message: str | None) -> Publi
     with run.step(f"tag {revision}"):
         tag = _tag(api, run.repo_id, head, depth)
     url = f"{api.endpoint}/{run.repo_id}/tree/{revision}"
-    return Published(run.repo_id, revision, depth, head, tag, url, is_new, tuple(stale))
+    return Published(run.repo_id, revision, depth, head, tag, url, is_new, tuple(stale), staged.left_out)
 
 
 def _commit(run: _Run, staged: Staged, head: str, message: str, differing: list[str], stale: list[str]) -> str:

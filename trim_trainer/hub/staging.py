@@ -9,7 +9,6 @@ from pathlib import Path
 import yaml
 from huggingface_hub.utils import filter_repo_objects
 from huggingface_hub.utils.sha import sha_fileobj
-from safetensors import SafetensorError, safe_open
 
 from ..records.facts import CardFacts
 from ..records.files import (
@@ -24,6 +23,8 @@ from ..records.files import (
 from ..records.history import TrimHistory
 from ..records.plots import plot_importance, plot_metric
 from ..records.settings import read_settings, without_local_paths
+from .layout import INDEX, SINGLE, kind_of
+from .weights import Layout, damage, depths, digest, find_layouts
 
 # Nothing else leaves the machine: no training arguments, optimizer, random states, logs or checkpoints.
 PUBLISHED = [
@@ -49,6 +50,7 @@ class Staged:
     folder: Path
     history: TrimHistory
     files: dict[str, Path | bytes]
+    left_out: tuple[str, ...] = ()  # of another layout or another model, which loaders would take instead
 
     @property
     def has_adapter(self) -> bool:
@@ -83,9 +85,12 @@ def _stage_one(folder: Path, revision: str, repo_id: str) -> Staged:
     for name in (HISTORY_NAME, CONFIG):
         if name not in files:
             raise StagingError(f"{str(folder)!r} holds no {name}: {_way_out(folder, names)}")
-    _check_weights(folder, files)
-    files |= _name_base(files, repo_id, revision)
     history = TrimHistory.load(folder)
+    weights = _choose_weights(folder, history)
+    left_out = [name for name in names if kind_of(name) in ("weights", "adapter") and "/" not in name]
+    left_out = sorted(set(left_out) - weights.files)
+    files = {name: path for name, path in files.items() if name not in left_out}
+    files |= _name_base(files, repo_id, revision)
     if history.card is None:
         raise StagingError(f"{HISTORY_NAME} in {str(folder)!r} has no `card`: save the model again with this version.")
     facts = CardFacts(**without_local_paths(vars(history.card)))
@@ -97,7 +102,7 @@ def _stage_one(folder: Path, revision: str, repo_id: str) -> Staged:
     for name, content in files.items():
         if name.endswith(_TEXTS) and not name.startswith(("tokenizer", "vocab", "merges")):
             check_text(f"{folder / name}", as_bytes(content).decode("utf-8"))
-    return Staged(revision, folder, history, files)
+    return Staged(revision, folder, history, files, tuple(left_out))
 
 
 def _way_out(folder: Path, names: dict[str, Path]) -> str:
@@ -165,19 +170,33 @@ def _share_recipe(path: Path) -> Path | bytes:
     return path if shared == recipe else yaml.safe_dump(shared, sort_keys=False).encode()
 
 
-def _check_weights(folder: Path, files: dict) -> None:
-    """Every shard that the index names is there and opens, and the layers are as many as the config says."""
-    shards = {name for name in files if name.endswith(".safetensors") and "/" not in name}
-    index = folder / "model.safetensors.index.json"
-    wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.is_file() else shards
-    if not shards or not wanted <= shards:
-        raise StagingError(f"{str(folder)!r} lacks weights: {', '.join(sorted(wanted - shards)) or '*.safetensors'}.")
-    for shard in wanted:
-        try:
-            with safe_open(folder / shard, framework="np") as tensors:
-                tensors.keys()
-        except SafetensorError as error:
-            raise StagingError(f"{str(folder / shard)!r} is cut short or damaged: {error}. Save it again.") from error
+def _choose_weights(folder: Path, history: TrimHistory) -> Layout:
+    """The layout of weights that the history speaks of: whole, of its depth, and where two are, its tensors.
+
+    Raises:
+        StagingError: there is none, or it cannot be told which.
+    """
+    found = find_layouts(folder)
+    whole = [layout for layout in found if damage(folder, layout) is None]
+    if not whole:
+        what = damage(folder, found[0]) if found else f"{str(folder)!r} lacks weights: *.safetensors"
+        raise StagingError(f"{what}. Save it again.")
+    fitting = [layout for layout in whole if history.depth in depths(folder, layout)]
+    if not fitting:
+        raise StagingError(
+            f"{str(folder / whole[0].main)!r} holds no weights of {history.depth} layers, of which {HISTORY_NAME} speaks: "
+            "they are another model's. Save the model again."
+        )
+    if len(fitting) > 1:
+        digests = [digest(folder, layout.shards) for layout in fitting]
+        wanted = digests[0] if len(set(digests)) == 1 else history.card and history.card.weights
+        fitting = [layout for layout, each in zip(fitting, digests, strict=True) if each == wanted]
+    if not fitting:
+        raise StagingError(
+            f"{str(folder)!r} holds two models of {history.depth} layers, {SINGLE!r} and the shards of {INDEX!r}, and "
+            "nothing says which is the trained one. Move the older one away, then publish again."
+        )
+    return fitting[0]
 
 
 def check_text(name: str, text: str) -> None:

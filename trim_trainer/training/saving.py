@@ -10,9 +10,10 @@ from accelerate.utils import is_peft_model
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..checkpoints.adapted import save_adapted
-from ..checkpoints.older_readers import write_older_fields
+from ..checkpoints.finishing import finish_checkpoint
 from ..checkpoints.verification import verify_checkpoint, verify_tensors
 from ..hub.card_files import write_card
+from ..hub.weights import weights_digest
 from .card_files import collect_facts
 
 Writer = Callable[[Path | None, dict[str, torch.Tensor] | None], None]
@@ -45,8 +46,10 @@ def save_trimmed(trainer, output_dir: Path | None, state_dict: dict[str, torch.T
     elif is_adapted:
         save_adapted(trainer.model, folder, trainer.args.merge_adapter)
         trainer.processing_class.save_pretrained(folder)
-    write_older_fields(folder)
-    facts = collect_facts(trainer)
+    is_apart = is_adapted and not trainer.args.merge_adapter
+    if not (is_checkpoint and is_peft_model(trainer.model)):
+        finish_checkpoint(folder, is_apart)
+    facts = replace(collect_facts(trainer), weights=None if is_checkpoint else weights_digest(folder))
     trainer.trimming.history = history = replace(trainer.history, card=facts)
     if not is_checkpoint:
         history = trainer.history_beside(folder)
