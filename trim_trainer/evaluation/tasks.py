@@ -4,12 +4,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from datasets import Dataset, IterableDataset
+from trl import TrlParser
 
 from ..data.choices import check_choices
 from ..data.examples import ScoredExample
 from ..data.preparation import ProcessingClass, TextSettings, read_rows
 from ..data.tokens import tokenize_examples
-from ..recipe import RecipeArguments, check_keys, load_splits, make_parser, take
+from ..recipe import RecipeArguments, check_settings, load_split, make_parser, take
 from ..records.settings import read_settings
 from ..training.hooks import options_of
 
@@ -34,7 +35,7 @@ class Task:
             ValueError: the data set has no such split, or its columns are not as the task says.
         """
         script = replace(self.script, max_eval_samples=None)
-        return load_splits(script, only=script.dataset_test_split)[script.dataset_test_split]
+        return load_split(script, "dataset_test_split", script.dataset_test_split)
 
     def check(self) -> None:
         """Raise a ValueError if the evaluation set cannot be used, before a model is loaded for it."""
@@ -73,11 +74,29 @@ def read_task(path: str | Path, limit: int | None = None) -> Task:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: unknown keys.
+        ValueError: unknown keys, or a value that breaks a rule.
     """
     path = Path(path)
     settings = read_settings(path)
-    check_keys(path, settings, options_of(make_parser()))
+    check_settings(path, settings, options_of(make_parser()))
     known = {field.name for field in fields(RecipeArguments)}
-    script = RecipeArguments(**{key: value for key, value in settings.items() if key in known})
+    parser = TrlParser(RecipeArguments, prog=str(path), usage="the data of a task")
+    parser.set_defaults_with_config(**{key: value for key, value in settings.items() if key in known})
+    (script,) = parser.parse_args_into_dataclasses([], look_for_args_file=False)
     return Task(path.stem, script, limit or script.max_eval_samples, TextSettings.of(settings))
+
+
+def read_calibration(path: str | Path, split: str | None = None) -> Dataset:
+    """The data of a recipe on which its run scores layers: its calibration split, else its training split.
+
+    Raises:
+        ValueError: the recipe has no such split, or streams its data.
+    """
+    script = read_task(path).script
+    if script.dataset_streaming or script.streaming:
+        raise ValueError(f"{str(path)!r} streams its data, of which examples cannot be drawn. Leave `streaming` out.")
+    if split is not None:
+        return load_split(script, "split", split)
+    if script.dataset_calibration_split is not None:
+        return load_split(script, "dataset_calibration_split", script.dataset_calibration_split)
+    return load_split(script, "dataset_train_split", script.dataset_train_split)

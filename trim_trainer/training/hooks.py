@@ -134,3 +134,8 @@ def actions_of(parser: argparse.ArgumentParser) -> list[argparse.Action]:
 def options_of(parser: argparse.ArgumentParser) -> set[str]:
     """Names of all arguments of a parser."""
     return {action.dest for action in actions_of(parser)}
+
+
+def spellings_of(parser: argparse.ArgumentParser) -> set[str]:
+    """The options of a parser, in each spelling."""
+    return {spelling for action in actions_of(parser) for spelling in action.option_strings}
