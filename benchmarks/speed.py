@@ -2,7 +2,8 @@
 
     python benchmarks/speed.py BASE TRIMMED [...]
 
-The checkpoints take turns, so that a change in the machine's load meets all of them. Ratios are to the first one.
+The checkpoints take turns, so that a change in the machine's load meets all of them. Ratios are to the first one, of
+pairs of runs of one turn: their median with its 95 % interval.
 """
 
 import statistics
@@ -11,6 +12,8 @@ import time
 
 import torch
 from transformers import AutoModelForCausalLM
+
+from trim_trainer.records.measurement import SpeedRatio
 
 ROUNDS, NEW_TOKENS, PREFILL = 7, 32, (8, 128)
 
@@ -37,16 +40,17 @@ def main(paths: list[str]) -> None:
     speeds = {name: [[] for _ in models] for name in ("decode", "prefill")}
     for turn in range(ROUNDS + 1):
         for measure in (decode, prefill):
-            for index, model in enumerate(models):
-                speed = measure(model)
+            order = range(len(models)) if turn % 2 else reversed(range(len(models)))
+            for index in order:
+                speed = measure(models[index])
                 if turn:  # the first turn warms up
                     speeds[measure.__name__][index].append(speed)
     for name, of_models in speeds.items():
         for path, model, values in zip(paths, models, of_models, strict=True):
-            ratios = [value / first for value, first in zip(values, of_models[0], strict=True)]
+            ratio = SpeedRatio.of_pairs(list(zip(of_models[0], values, strict=True)))
             print(
-                f"{name:8} {statistics.median(values):7.1f} tokens/s, {statistics.median(ratios):.2f}× "
-                f"({min(ratios):.2f}–{max(ratios):.2f})  {model.config.num_hidden_layers} layers  {path}"
+                f"{name:8} {statistics.median(values):7.1f} tokens/s, {ratio}  "
+                f"{model.config.num_hidden_layers} layers  {path}"
             )
 
 

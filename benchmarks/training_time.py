@@ -147,7 +147,7 @@ def main() -> None:
             print(
                 f"| {name} | {facts['layers']} | {facts['seconds']:.1f} s | {facts['calibration']:.1f} s | "
                 f"{facts['seconds'] / first['seconds']:.2f} | {facts['peak'] / 2**30:.1f} GiB | "
-                f"{facts['bytes'] / 2**30:.2f} GiB | {facts['decode']:.1f} tokens/s ({facts['decode'] / first['decode']:.2f}×) |",
+                f"{facts['bytes'] / 2**30:.2f} GiB | {facts['decode']:.1f} tokens/s |",
                 flush=True,
             )
     print(f"\n{facts['device']}, torch {torch.__version__}; {' '.join(sys.argv[1:])}")

@@ -1,3 +1,4 @@
+import json
 import re
 from dataclasses import replace
 
@@ -6,10 +7,10 @@ import pytest
 import yaml
 from histories import make_history
 
-from trim_trainer.hub.card import render_card
+from trim_trainer.hub.card import Member, render_card
 from trim_trainer.records.facts import CardFacts
 from trim_trainer.records.history import TrimHistory
-from trim_trainer.records.measurement import EVALUATION, Measurement, Quality
+from trim_trainer.records.measurement import EVALUATION, Measurement, Quality, SpeedRatio
 from trim_trainer.records.settings import without_local_paths
 from trim_trainer.training.card_files import write_card
 
@@ -36,7 +37,9 @@ def whole_history():
         {"device": "a CPU", "dtype": "float32"},
     )
     before = measured(6, quality | {"accuracy": 0.4}, decode_tokens_per_second=10.0, **where)
-    after = measured(4, quality | {"accuracy": 0.875}, decode_tokens_per_second=14.0, **where)
+    ratio = SpeedRatio(ratio=1.4, low=1.33, high=1.41, num_pairs=11)
+    speed = {"decode_tokens_per_second": 14.0, "decode_ratio": ratio}
+    after = measured(4, quality | {"accuracy": 0.875}, **speed, **where)
     return replace(make_history(), untrimmed=before).add(after)
 
 
@@ -46,7 +49,7 @@ def head_of(card):
 
 def test_the_card_says_what_was_measured():
     card = render_card(whole_history(), FACTS)
-    for fact in ("40.0 % before training → 87.5 % with 4 layers (n = 24)", "1.40× the tokens per second", "a CPU"):
+    for fact in ("40.0 % before training → 87.5 % with 4 layers (n = 24)", "a CPU"):
         assert fact in card
     assert "| 10 | 3 | 0.0000 | 0.9000 | 0.8500 | 5 | 20.0 |" in card
     assert "| 20 | 1 | 0.1000 | 0.8800 | 0.8000 | 4 | 22.0 |" in card
@@ -55,6 +58,57 @@ def test_the_card_says_what_was_measured():
     assert head["base_model"] == "org/base" and head["license"] == "apache-2.0" and head["datasets"] == ["org/data"]
     metric = head["model-index"][0]["results"][0]["metrics"][0]
     assert (metric["type"], metric["value"]) == ("accuracy", 0.875)
+
+
+def test_a_ratio_of_speeds_stands_with_its_spread():
+    card = render_card(whole_history(), FACTS)
+    assert "4 layers (n = 24), 1.40× the tokens per second (1.33–1.41, 11 pairs in turns)." in card
+    assert "| 10.0 | 14.0 |" in card
+    assert (
+        "the pair of runs with the median ratio, 1.40× (1.33–1.41, 11 pairs in turns); the range is its 95 %" in card
+    )
+
+
+def with_ratio(ratio):
+    history = whole_history()
+    return history.add(replace(history.trimmed, decode_ratio=ratio))
+
+
+def test_where_the_machine_was_too_busy_the_card_says_so_and_states_no_speed():
+    noisy = SpeedRatio(ratio=0.82, low=0.55, high=1.6, num_pairs=31)
+    card = render_card(with_ratio(noisy), FACTS)
+    assert "the machine was too busy to tell: 31 pairs of runs in turns differ too much." in card
+    for absent in ("×", "0.82", "1.40", "| 10.0 | 14.0 |", "Tokens per second are those of"):
+        assert absent not in card
+
+
+def test_speeds_that_were_not_timed_in_turns_have_no_ratio():
+    """Histories of earlier versions, and runs whose layers are sharded over processes."""
+    history = with_ratio(None)
+    plain = json.loads(history.to_json())
+    del plain["measurements"][0]["decode_ratio"]
+    earlier = TrimHistory.from_json(json.dumps(plain))
+    assert earlier == history
+    card = render_card(earlier, FACTS)
+    assert "×" not in card and "1.40" not in card
+    assert "| 10.0 | 14.0 |" in card and "not timed in pairs of runs in turns, so no ratio of them is stated" in card
+
+
+def test_each_depth_of_a_family_has_its_own_ratio():
+    busy, clear = SpeedRatio(1.5, 0.9, 2.5, 31), SpeedRatio(1.4, 1.33, 1.41, 11)
+    speeds = [{}, {"decode_ratio": busy}, {"decode_ratio": clear}]
+    family = tuple(
+        Member(f"depth-{depth}", measured(depth, decode_tokens_per_second=depth * 1.5, **speed), depth, 1000)
+        for depth, speed in zip((6, 5, 4), speeds, strict=True)
+    )
+    rows = [
+        line
+        for line in render_card(whole_history(), FACTS, "me/model", family=family).splitlines()
+        if "`depth-" in line
+    ]
+    assert "| 9.0 |" in rows[0]
+    assert "too busy to tell" in rows[1] and "7.5" not in rows[1] and "×" not in rows[1]
+    assert "| 6.0 (1.40× (1.33–1.41, 11 pairs in turns)) |" in rows[2]
 
 
 def test_what_was_not_measured_is_not_printed():

@@ -58,16 +58,3 @@ def test_no_twin_where_a_pass_changes_the_weights():
     config = copy.deepcopy(model.config)
     drop_layers(model, [1, 4])
     assert full_depth_twin(model, config, kept=(0, 2, 3, 5)) is None
-
-
-def test_runs_are_timed_in_turns(monkeypatch):
-    order = []
-    rates = iter([1.0, 5.0, 3.0, 4.0, 2.0, 6.0, 1.0, 1.0, 1.0, 1.0])
-
-    def measure(model, num_runs):
-        order.append(model)
-        return next(rates)
-
-    monkeypatch.setattr(speed, "measure_tokens_per_second", measure)
-    assert speed.measure_in_turns(["whole", "trimmed"]) == [3.0, 6.0]
-    assert order == ["whole", "trimmed"] * speed.NUM_TIMED_RUNS

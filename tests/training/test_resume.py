@@ -43,7 +43,7 @@ def finish(output_dir, settings):
 def without_times(history):
     """The history but for what a clock says, and the name of its folder."""
     no_speed = {"decode_tokens_per_second": None}
-    measured = tuple(dataclasses.replace(entry, **no_speed) for entry in history.measurements)
+    measured = tuple(dataclasses.replace(entry, **no_speed, decode_ratio=None) for entry in history.measurements)
     rounds = tuple(dataclasses.replace(entry, seconds=0.0, **no_speed) for entry in history.rounds)
     untrimmed = dataclasses.replace(history.untrimmed, **no_speed)
     return dataclasses.replace(history, rounds=rounds, untrimmed=untrimmed, measurements=measured, card=None)

@@ -12,6 +12,7 @@ from trl import SFTConfig, SFTTrainer
 
 from trim_trainer import TrimConfig, TrimHistory, TrimTrainer, verify_checkpoint
 from trim_trainer.architectures.modules import find_layers
+from trim_trainer.records.measurement import SpeedRatio
 
 
 def losses(trainer):
@@ -88,11 +89,11 @@ def test_it_reaches_the_target_and_leaves_a_standard_checkpoint(make_trainer, tm
 
 def test_both_depths_are_timed_at_the_end(make_trainer, monkeypatch):
     """A machine that is slower or faster at the end does not change the ratio that the card states."""
-    timed = []
+    timed, ratio = [], SpeedRatio(2.0, 1.9, 2.1, 7)
 
-    def measure(models):
+    def measure(*models):
         timed.append([len(find_layers(model)) for model in models])
-        return [30.0, 60.0]
+        return 30.0, 60.0, ratio
 
     monkeypatch.setattr("trim_trainer.training.measuring.measure_in_turns", measure)
     trainer = make_trainer(target_layers=3)
@@ -100,6 +101,7 @@ def test_both_depths_are_timed_at_the_end(make_trainer, monkeypatch):
     assert timed == [[6, 3]]
     before, after = trainer.history.untrimmed, trainer.history.trimmed
     assert (before.decode_tokens_per_second, after.decode_tokens_per_second) == (30.0, 60.0)
+    assert (before.decode_ratio, after.decode_ratio) == (None, ratio)
 
 
 def test_each_drop_is_the_layer_that_hurts_least(make_trainer):

@@ -37,12 +37,16 @@ def print_summary(trainer) -> None:
             (f"{where}accuracy of the most frequent answer", qualities, "majority_accuracy", "{:.3f}"),
             (f"{where}loss (nats per scored token)", qualities, "loss", "{:.4f}"),
         ]
-    rows.append(("tokens/s, greedy, batch of one", [before, after], "decode_tokens_per_second", "{:.1f}"))
+    ratio = after.decode_ratio
+    if ratio is None or ratio.is_telling:
+        rows.append(("tokens/s, greedy, batch of one", [before, after], "decode_tokens_per_second", "{:.1f}"))
     for label, measured, name, form in rows:
         values = [getattr(each, name, None) for each in measured]
         if None not in values:
             table.add_row(label, *(form.format(value) for value in values))
     Console().print(table)
+    if ratio is not None:
+        print(f"Tokens/s of this model to those of the untrimmed one: {ratio}.")
     scans = history.calibration_seconds
     print(f"Dropped, in order: {', '.join(map(str, history.dropped))}. Calibration took {scans:.0f} s.")
     if history.stopped is not None:

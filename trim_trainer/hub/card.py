@@ -88,6 +88,8 @@ def render_card(
     environment.filters["percent"] = lambda value: f"{100 * value:.1f} %"
     environment.filters["megabytes"] = lambda value: f"{value / 1e6:,.0f} MB"
     environment.filters["accuracy"] = _accuracy_with_interval
+    environment.filters["speed"] = _speed_with_ratio
+    ratio = history.trimmed and history.trimmed.decode_ratio
     return environment.get_template("model_card.md").render(
         begin=BEGIN,
         end=END,
@@ -102,6 +104,8 @@ def render_card(
         after=history.trimmed,
         evaluated=evaluation_rows(history),
         is_trained=bool(facts.recipe) or not history.named,
+        ratio=ratio,
+        has_speed=_has_speed(history) and (ratio is None or ratio.is_telling),
         recipe=yaml.safe_dump(facts.recipe, sort_keys=False),
         importance_plot=IMPORTANCE_PLOT if history.scored.rounds else None,
         metric_plot=METRIC_PLOT if history.scored.drops else None,
@@ -114,6 +118,23 @@ def _accuracy_with_interval(measured: Quality) -> str:
         return shown
     low, high = wilson_interval(measured.accuracy, measured.num_examples)
     return f"{shown} ({100 * low:.1f}–{100 * high:.1f} %)"
+
+
+def _has_speed(history: TrimHistory) -> bool:
+    return None not in (
+        getattr(each, "decode_tokens_per_second", None) for each in (history.untrimmed, history.trimmed)
+    )
+
+
+def _speed_with_ratio(measured: Measurement | None) -> str:
+    """Tokens per second, and how many times those of the untrimmed model; where that cannot be told, neither."""
+    if measured is None or measured.decode_tokens_per_second is None:
+        return ""
+    if measured.decode_ratio is None:
+        return f"{measured.decode_tokens_per_second:.1f}"
+    if not measured.decode_ratio.is_telling:
+        return str(measured.decode_ratio)
+    return f"{measured.decode_tokens_per_second:.1f} ({measured.decode_ratio})"
 
 
 def card_metadata(history: TrimHistory, facts: CardFacts) -> ModelCardData:

@@ -1,9 +1,14 @@
 """What was measured of a model at one depth; None means not measured, and is printed nowhere."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from .statistics import median_interval
+
+MIN_PAIRS = 6  # of runs in turns: with fewer there is no 95 % interval
+NARROW, WIDE = 1.1, 1.25  # upper end of a ratio's interval over its lower end
 EVALUATION = "eval"  # the run's own evaluation set among those that a model was measured on
 
 
@@ -25,6 +30,43 @@ class Quality:
 
 
 @dataclass(frozen=True)
+class SpeedRatio:
+    """How many times the tokens per second of one model another one makes, from pairs of runs in turns."""
+
+    ratio: float  # median over the pairs
+    low: float  # 95 % confidence interval of it
+    high: float
+    num_pairs: int
+
+    @classmethod
+    def of_pairs(cls, pairs: Sequence[tuple[float, float]]) -> "SpeedRatio":
+        """Summarize (tokens per second of the one, of the other) measured right after each other."""
+        ratio, low, high = median_interval([other / one for one, other in pairs])
+        return cls(ratio, low, high, len(pairs))
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether more pairs would say little more."""
+        return self.num_pairs >= MIN_PAIRS and self.high <= self.low * NARROW
+
+    @property
+    def is_telling(self) -> bool:
+        """Whether it says something: which of the two is faster, and about how much; or that they are equally fast."""
+        is_sided = self.low > 1 or self.high < 1
+        return self.is_narrow or (self.num_pairs >= MIN_PAIRS and is_sided and self.high <= self.low * WIDE)
+
+    @property
+    def spread(self) -> str:
+        """The interval and where it comes from."""
+        return f"{self.low:.2f}–{self.high:.2f}, {self.num_pairs} pairs in turns"
+
+    def __str__(self) -> str:
+        if not self.is_telling:
+            return f"the machine was too busy to tell: {self.num_pairs} pairs of runs in turns differ too much"
+        return f"{self.ratio:.2f}× ({self.spread})"
+
+
+@dataclass(frozen=True)
 class Measurement:
     """Measured facts about a model at one depth: the same in training, `evaluate` and `compare`."""
 
@@ -33,7 +75,10 @@ class Measurement:
     num_bytes: int | None = None  # of parameters and buffers in memory, in the dtype of the measurement
     peak_memory_bytes: int | None = None  # of the process while it generated; on a GPU, of its memory
     load_seconds: float | None = None
-    decode_tokens_per_second: float | None = None  # greedy, batch of one, best of five runs
+    decode_tokens_per_second: float | None = (
+        None  # greedy, batch of one, best of five runs; of the median of the pairs
+    )
+    decode_ratio: SpeedRatio | None = None  # to the untrimmed depth; None: the two were not timed in turns
     prefill_tokens_per_second: float | None = None  # eight prompts of 128 tokens, best of five runs
     device: str | None = None
     dtype: str | None = None
@@ -59,4 +104,6 @@ class Measurement:
             name: Quality(**{key: value for key, value in each.items() if key in of_quality})
             for name, each in data.get("quality", {}).items()
         }
-        return cls(**{key: value for key, value in data.items() if key in known} | {"quality": quality})
+        ratio = None if data.get("decode_ratio") is None else SpeedRatio(**data["decode_ratio"])
+        kept = {key: value for key, value in data.items() if key in known}
+        return cls(**kept | {"quality": quality, "decode_ratio": ratio})

@@ -20,3 +20,17 @@ def students_t(values: list[float]) -> tuple[float, float, float]:
 
     half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
     return mean, mean - half, mean + half
+
+
+def median_interval(values: list[float]) -> tuple[float, float, float]:
+    """Median and 95 % confidence interval by the sign test, whatever the values are distributed like.
+
+    The ends are values themselves, as many places from the outermost as the binomial distribution allows: none up to 8
+    values, 3 of 15, 9 of 31. Fewer than 6 values have no such interval, the ends are the outermost of them.
+    """
+    ordered, number = sorted(values), len(values)
+    outside, cut = 0.0, -1  # so many at each end are left out
+    while (outside := outside + math.comb(number, cut + 1) / 2**number) <= 0.025:
+        cut += 1
+    cut = max(cut, 0)
+    return statistics.median(ordered), ordered[cut], ordered[number - 1 - cut]

@@ -3,18 +3,21 @@
 import platform
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from transformers import PreTrainedModel
 
+from ..records.measurement import SpeedRatio
 from .hooks import plain_forward
 
 # Greedy decoding that is timed: long enough to drown the first token, short enough to run at each drop.
 NUM_TIMED_TOKENS = 16
 NUM_TIMED_RUNS = 5
 NUM_WARM_UP_TOKENS = 2
+NUM_PAIRS = (7, 11, 15, 23, 31)  # of runs in turns, after which the ratio is looked at
+MAX_SECONDS = 60.0  # no more pairs than the first seven are timed beyond
 PREFILL_SHAPE = (8, 128)  # prompts, tokens each
 
 
@@ -34,10 +37,30 @@ def measure_tokens_per_second(model: PreTrainedModel, num_runs: int = NUM_TIMED_
     return NUM_TIMED_TOKENS / _best_seconds(model, partial(decode, NUM_TIMED_TOKENS), warm_up, num_runs)
 
 
-def measure_in_turns(models: Sequence[PreTrainedModel]) -> list[float]:
-    """Tokens per second of each model, as above, with the runs of the models in turns: other load meets all of them."""
-    runs = [[measure_tokens_per_second(model, num_runs=1) for model in models] for _ in range(NUM_TIMED_RUNS)]
-    return [max(of_model) for of_model in zip(*runs, strict=True)]
+def measure_in_turns(one: PreTrainedModel, other: PreTrainedModel) -> tuple[float, float, SpeedRatio]:
+    """Tokens per second of two models, as above, and their ratio, from pairs of runs right after each other.
+
+    Other load comes in stretches and meets both runs of a pair, so it hardly moves their ratio, and the median leaves out
+    the pairs in which it came or went. Which model runs first alternates. Pairs are added until the interval is narrow, or
+    `MAX_SECONDS` are used up.
+
+    Returns:
+        The tokens per second of the pair with the median ratio, and the ratio with its interval.
+    """
+    pairs, started = [], time.perf_counter()
+    for number in NUM_PAIRS:
+        while len(pairs) < number:
+            pairs.append(_time_pair(one, other, is_reversed=len(pairs) % 2 == 1))
+        ratio = SpeedRatio.of_pairs(pairs)
+        if ratio.is_narrow or time.perf_counter() - started > MAX_SECONDS:
+            break
+    return *min(pairs, key=lambda pair: abs(pair[1] / pair[0] - ratio.ratio)), ratio
+
+
+def _time_pair(one: PreTrainedModel, other: PreTrainedModel, is_reversed: bool) -> tuple[float, float]:
+    if is_reversed:
+        return _time_pair(other, one, is_reversed=False)[::-1]
+    return measure_tokens_per_second(one, num_runs=1), measure_tokens_per_second(other, num_runs=1)
 
 
 def measure_prefill_tokens_per_second(model: PreTrainedModel) -> float:
