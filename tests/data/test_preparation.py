@@ -1,5 +1,6 @@
 """What is scored is what SFTTrainer trains on, token for token: with a trainer and without one, in every format."""
 
+import copy
 import inspect
 import json
 import re
@@ -11,11 +12,12 @@ import torch
 from datasets import Dataset, Features, IterableDataset, Json, LargeList, List, Value
 from tiny import make_examples, make_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, ProcessorMixin
 from trl import SFTConfig, SFTTrainer
 
 from trim_trainer import TrimConfig, TrimTrainer, score_layers
 from trim_trainer.data.preparation import TextSettings
+from trim_trainer.data.splits import CalibrationError
 from trim_trainer.data.tokens import tokenize_examples
 
 TEMPLATE = (
@@ -199,7 +201,7 @@ def test_every_choice_is_scored_as_it_would_train(name, letters, tmp_path):
     right = trained(sets[1], letters, tmp_path, settings)
     of_answers = [
         unpredicted([row])[0]
-        for example in trainer.evaluation_examples
+        for example in trainer.tokenize_examples(sets[1])
         for row in as_trained([example])[example.answer : example.answer + 1]
     ]
     assert of_answers == unpredicted(right)
@@ -253,7 +255,7 @@ def test_a_formatting_function_sees_each_choice_as_the_right_one(letters, tmp_pa
     sets = make_dataset("text", first=20), make_dataset("text", first=40)
     trainer = make_trainer(letters, tmp_path, dataset, settings, sets=sets, formatting_func=formatting)
     expected = trained(sets[1], letters, tmp_path / "sft", settings, formatting_func=formatting)
-    right = [as_trained([example])[example.answer] for example in trainer.evaluation_examples]
+    right = [as_trained([example])[example.answer] for example in trainer.tokenize_examples(sets[1])]
     assert right == unpredicted(expected)
 
 
@@ -333,6 +335,43 @@ def test_settings_have_the_defaults_of_trl_but_for_the_length():
     assert {name: value for name, value in asdict(TextSettings()).items() if value != defaults[name]} == {
         "max_length": None
     }
+
+
+class Processor(ProcessorMixin):
+    """One as image-text models have it: a batch of one comes out, and its template wants parts of messages."""
+
+    def __init__(self, tokenizer, chat_template=None, **kwargs):
+        super().__init__(tokenizer, chat_template=chat_template)
+
+    def __call__(self, text=None, images=None, **kwargs):
+        return self.tokenizer([text] if isinstance(text, str) else text)
+
+
+@pytest.mark.parametrize("name", ["text", "chat", "tools", "another end"])
+def test_the_processor_of_an_image_text_model_prepares_texts(name, letters, tmp_path):
+    settings, template = CASES[name][1], TEMPLATE.replace("{{ m.content }}", "{{ m.content[0].text }}")
+    processor = Processor(
+        letters, chat_template=template.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    )
+    before = letters.eos_token
+    found = tokenize_examples(make_dataset(name), processor, **settings)
+    assert letters.eos_token == before
+    expected = unpredicted(trained(as_if_right(make_dataset(name)), processor, tmp_path, settings))
+    letters.eos_token = before  # SFTTrainer has changed it
+    assert as_trained(found) == expected
+
+
+def test_images_that_training_sees_and_scoring_does_not_are_refused(letters):
+    with pytest.raises(CalibrationError, match="something in `images`.*text alone.*`calibration_dataset`"):
+        tokenize_examples([make_rows("chat")[0] | {"images": ["a picture"]}], letters)
+    assert tokenize_examples([make_rows("chat")[0] | {"images": []}], letters)
+
+
+def test_a_tokenizer_without_an_end_of_text_ends_nothing(letters):
+    bare = copy.deepcopy(letters)
+    bare.eos_token = None
+    (example,) = tokenize_examples(make_rows("text", 1), bare)
+    assert [bare.decode(ids) for ids in example.choice_ids] == [" red", " blue", " green"]
 
 
 def test_shapes_are_those_of_a_stream():

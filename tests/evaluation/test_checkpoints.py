@@ -10,6 +10,7 @@ import yaml
 from datasets import Dataset
 from tiny import make_examples, make_model, make_tokenizer
 from transformers import AutoModelForCausalLM
+from trl import SFTConfig, SFTTrainer
 
 from trim_trainer.cli.main import main
 from trim_trainer.data.metrics import macro_f1, majority_accuracy
@@ -126,3 +127,42 @@ def test_what_is_missing_is_said(folder, capsys):
     (folder / "typo.yaml").write_text("dataset_nam: x\n")
     assert main(["evaluate", str(folder / "deep"), "--task", str(folder / "typo.yaml")]) == 2
     assert "dataset_nam" in capsys.readouterr().err
+
+
+def test_a_task_prepares_texts_as_its_recipe_says(folder, tmp_path):
+    """Cut, ended and masked as by SFTTrainer with the same settings."""
+    (tmp_path / "other.jinja").write_text("{% for m in messages %}{{ m.content }} or {% endfor %}")
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": row["prompt"]}],
+            "completion": [{"role": "assistant", "content": " red"}],
+        }
+        for row in make_examples(6)
+    ]
+    Dataset.from_list(rows).to_json(tmp_path / "chat.jsonl")
+    settings = {
+        "chat_template_path": str(tmp_path / "other.jinja"), "max_length": 6, "truncation_mode": "keep_end",
+        "completion_only_loss": False,
+    }  # fmt: skip
+    task = {"dataset_name": str(tmp_path / "chat.jsonl"), "dataset_test_split": "train"} | settings
+    (tmp_path / "chat.yaml").write_text(yaml.safe_dump(task))
+    args = SFTConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", **settings)
+    trainer = SFTTrainer(make_model(), args, train_dataset=Dataset.from_list(rows), processing_class=make_tokenizer())
+    for example, row in zip(
+        read_task(tmp_path / "chat.yaml").examples(make_tokenizer()), trainer.train_dataset, strict=True
+    ):
+        assert list(example.prompt_ids + example.choice_ids[0]) == row["input_ids"]
+        assert list(example.choice_labels[0]) == row["labels"][1:]
+
+
+def test_running_text_may_stand_in_another_field(folder, tmp_path):
+    (tmp_path / "prose.jsonl").write_text('{"content": "the cat sat on the mat"}\n{"content": "the dog ran"}\n')
+    task = {
+        "dataset_name": str(tmp_path / "prose.jsonl"),
+        "dataset_test_split": "train",
+        "dataset_text_field": "content",
+    }
+    (tmp_path / "prose.yaml").write_text(yaml.safe_dump(task))
+    (example,) = read_task(tmp_path / "prose.yaml").examples(make_tokenizer())
+    ids = make_tokenizer()("the cat sat on the mat the dog ran")["input_ids"]
+    assert list(example.prompt_ids + example.choice_ids[0]) == ids

@@ -1,12 +1,20 @@
 import json
 
 import pytest
+import torch
 import zoo
 from datasets import Dataset
-from tiny import TRAINING, make_examples, make_model
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from tiny import TRAINING, make_examples, make_model, make_tokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    CLIPImageProcessorPil,
+    LlavaProcessor,
+    PreTrainedTokenizerBase,
+)
 
 from trim_trainer import TrimConfig, TrimTrainer, droppable_layers, score_layers
+from trim_trainer.checkpoints.loading import Source
 from trim_trainer.cli.main import main
 from trim_trainer.evaluation.layers import report_layers
 
@@ -128,3 +136,63 @@ def test_the_text_decoder_of_an_image_model_is_scored(tmp_path, tokenizer, capsy
     report = json.loads(capsys.readouterr().out)
     assert len(report["scores"]) == model.config.get_text_config().num_hidden_layers
     assert report["scores"] == pytest.approx(score_layers(model, tokenizer, make_examples(6), metric="loss"), abs=1e-5)
+
+
+def test_a_scan_cuts_long_examples_where_it_is_told_to(tmp_path, tokenizer, capsys):
+    make_model("gpt2", n_positions=12).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    long = [{**row, "prompt": "the cat " * 10 + row["prompt"]} for row in make_examples(4, 50)]
+    Dataset.from_list([*make_examples(8), *long]).to_json(tmp_path / "data.jsonl")
+    arguments = ["scan", str(tmp_path / "model"), "--data", str(tmp_path / "data.jsonl"), "--metric", "loss", "--json"]
+    assert main(arguments) == 2
+    assert "has 30 tokens, but `max_position_embeddings`" in capsys.readouterr().err
+    assert main([*arguments, "--max-length", "12"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    expected = score_layers(
+        AutoModelForCausalLM.from_pretrained(tmp_path / "model"), tokenizer, make_examples(8), metric="loss"
+    )
+    assert report["num_examples"] == 8 and report["scores"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_scan_sees_tools(tmp_path, tokenizer, capsys):
+    """A chat template that prints tools: the scores are those of the text with them."""
+    tokenizer.chat_template = (
+        "{% for tool in tools or [] %}the {{ tool.name }} {% endfor %}"
+        "{% for m in messages %}{{ m.content }} {% endfor %}{% if add_generation_prompt %}Answer : {% endif %}"
+    )
+    model = make_model()
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": row["prompt"]}],
+            "choices": [[{"role": "assistant", "content": f"Answer : {choice.strip()}"}] for choice in row["choices"]],
+            "answer": row["answer"],
+            "tools": [{"name": "road"}, {"name": "mat"}],
+        }
+        for row in make_examples(6)
+    ]
+    Dataset.from_list(rows).to_json(tmp_path / "data.jsonl")
+    arguments = ["scan", str(tmp_path / "model"), "--data", str(tmp_path / "data.jsonl"), "--metric", "loss", "--json"]
+    assert main(arguments) == 0
+    report = json.loads(capsys.readouterr().out)
+    with torch.no_grad():
+        losses = []
+        for row in make_examples(6):
+            prompt = tokenizer(f"the road the mat {row['prompt']} Answer :")["input_ids"]
+            ids = [*prompt, *tokenizer(row["choices"][row["answer"]])["input_ids"]]
+            labels = [-100] * len(prompt) + ids[len(prompt) :]
+            losses.append(model(torch.tensor([ids]), labels=torch.tensor([labels])).loss.item())
+    assert report["value"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+
+
+def test_an_image_text_model_with_its_processor_is_scanned_by_what_trains(tmp_path):
+    """Where there is a processor it prepares texts, as SFTTrainer would load it; else the tokenizer does."""
+    model = zoo.make("gemma3", AutoModelForImageTextToText)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer = make_tokenizer()
+    tokenizer.save_pretrained(tmp_path / "model")
+    source = Source.of(str(tmp_path / "model"))
+    assert source.is_composite and isinstance(source.load_processing_class(), PreTrainedTokenizerBase)
+    LlavaProcessor(image_processor=CLIPImageProcessorPil(), tokenizer=tokenizer).save_pretrained(tmp_path / "model")
+    assert isinstance(source.load_processing_class(), LlavaProcessor)

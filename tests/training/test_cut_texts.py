@@ -47,7 +47,8 @@ def test_gpt2_with_longer_prompts_trains_and_drops(tmp_path, caplog):
     trainer = make(TrimTrainer, TrimConfig, tmp_path / "trim", target_layers=4, **fields)
     assert "8 of 16 examples have no token to score within `max_length` 24" in caplog.text
     assert len(trainer.trimming.examples) == 8 and len(trainer.train_dataset) == len(expected.train_dataset) == 20
-    assert counted(trainer.evaluation_examples) == labelled(expected.eval_dataset)
+    evaluation = Dataset.from_list(with_long_prompts(12, 100))
+    assert counted(trainer.tokenize_examples(evaluation)) == labelled(expected.eval_dataset)
     trainer.train()
     assert trainer.model.config.num_hidden_layers == 4
     assert trainer.history.trimmed.evaluation.num_examples == 6
@@ -58,8 +59,9 @@ def test_the_ends_of_texts_are_kept_where_that_is_asked_for(tmp_path):
     fields = {"max_length": 9, "truncation_mode": "keep_end"}
     expected = make(SFTTrainer, SFTConfig, tmp_path / "sft", **fields)
     trainer = make(TrimTrainer, TrimConfig, tmp_path / "trim", target_layers=4, **fields)
-    assert len(trainer.trimming.examples) == 16 and len(trainer.evaluation_examples) == 12
-    for example, row in zip(trainer.evaluation_examples, expected.eval_dataset, strict=True):
+    examples = trainer.tokenize_examples(Dataset.from_list(with_long_prompts(12, 100)))
+    assert len(trainer.trimming.examples) == 16
+    for example, row in zip(examples, expected.eval_dataset, strict=True):
         assert list(example.prompt_ids + example.choice_ids[example.answer]) == row["input_ids"]
     trainer.train()
     assert trainer.history.depth == 4 and "eval_accuracy" in trainer.evaluate()

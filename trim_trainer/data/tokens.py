@@ -52,6 +52,8 @@ def score_rows(rows: list[dict[str, Any]], prepare: Prepare, max_length: int | N
     """
     if not rows:
         raise CalibrationError("The data set is empty, expected at least one example to score.")
+    for row in rows:
+        _check_text_only(row)
     offered = [_by_choice(row) for row in rows]
     prepared = iter(prepare([row for variants in offered for row in variants]))
     examples = []
@@ -79,6 +81,15 @@ def _say_skipped(num_skipped: int, num_rows: int, max_length: int | None) -> Non
         num_rows,
         cut,
     )
+
+
+def _check_text_only(row: dict[str, Any]) -> None:
+    for column in ("image", "images"):
+        if row.get(column) is not None and row[column] != []:
+            raise CalibrationError(
+                f"An example has something in `{column}`, which training sees, but layers and accuracy are scored on text "
+                "alone. Pass a `calibration_dataset`, and an `eval_dataset`, of texts."
+            )
 
 
 def _check_format(row: dict[str, Any], text_field: str) -> None:
