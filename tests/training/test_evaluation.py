@@ -187,12 +187,32 @@ def test_a_calibration_set_in_the_first_rows_of_an_evaluation_stream_is_refused(
         make_trainer(eval_dataset=stream, target_layers=5)
 
 
-def test_endless_streams_to_calibrate_and_train_on(make_trainer, sets, tokenizer, tmp_path, caplog):
+def test_an_endless_stream_to_train_on_gives_what_is_held_out(make_trainer):
     train, drawn = endless(first=0)
     trainer = make_trainer(train_dataset=train, calibration=False, target_layers=5, max_steps=2, calibration_size=6)
     assert len(trainer.trimming.examples) == 6 and len(drawn) < 60
     trainer.train()
     assert trainer.history.depth == 5
+
+
+def test_rows_to_calibrate_on_are_drawn_from_streams_and_iterators(sets, tokenizer, tmp_path):
+    train, evaluation, _ = sets
+    args = TrimConfig(str(tmp_path / "run"), target_layers=5, calibration_size=6, **TRAINING)
+
+    def calibrated_on(rows):
+        options = {"train_dataset": train, "eval_dataset": evaluation, "calibration_dataset": rows}
+        return TrimTrainer(make_model(), args, processing_class=tokenizer, **options).trimming.examples
+
+    stream, drawn = endless(first=200)
+    expected = calibrated_on(make_examples(6, 200))
+    assert calibrated_on(stream) == calibrated_on(iter(make_examples(9, 200))) == expected and len(drawn) < 20
+    with pytest.raises(CalibrationError, match=r"shares 3 example\(s\) with `eval_dataset`"):
+        calibrated_on(endless(first=97)[0])
+    wrong = (row | {"answer": row["answer"] if number < 4 else 3} for number, row in enumerate(make_examples(9, 200)))
+    with pytest.raises(CalibrationError, match="Row 4 of calibration_dataset: `answer` is 3"):
+        calibrated_on(wrong)
+    with pytest.raises(CalibrationError, match="`calibration_dataset` is empty"):
+        calibrated_on(Dataset.from_list(make_examples(1)).to_iterable_dataset().skip(1))
 
 
 @pytest.mark.parametrize("is_long", [False, True])
