@@ -1,3 +1,4 @@
+import copy
 import json
 
 import pytest
@@ -53,3 +54,25 @@ def test_a_list_that_was_cut_instead_of_selected_is_noticed(saved):
     path.write_text(json.dumps(config))
     with pytest.raises(VerificationError, match="its logits differ"):
         verify_checkpoint(folder, model)
+
+
+def test_a_checkpoint_in_lower_precision_is_compared_in_it(tmp_path):
+    model = make_model()
+    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(tmp_path)
+    verify_checkpoint(tmp_path, model)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.layers.2.mlp.up_proj.weight"][3, 4] *= 1.01
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(VerificationError, match="model.layers.2.mlp.up_proj.weight"):
+        verify_checkpoint(tmp_path, model)
+
+
+def test_in_bfloat16_it_is_verified_as_closely_as_it_rounds(tmp_path):
+    model = make_model("qwen2").to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    verify_checkpoint(tmp_path, model)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"layer_types": config["layer_types"][::-1]}))
+    with pytest.raises(VerificationError, match="its logits differ"):
+        verify_checkpoint(tmp_path, model)

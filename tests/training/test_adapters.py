@@ -46,7 +46,7 @@ def logits(model):
 @torch.no_grad()
 def logits_in_float32(model):
     ids = torch.arange(10, 40).view(2, 15)
-    return model.train()(input_ids=ids).logits  # evaluating, bitsandbytes computes in bfloat16 on a CPU
+    return model.train()(input_ids=ids).logits  # evaluating, bitsandbytes computes in bfloat16 on some CPUs
 
 
 def lora(**fields):
@@ -129,7 +129,6 @@ def test_qlora(is_merged, train, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", quantization_config=config, dtype=torch.float32)
     trainer = train(model=model, peft_config=lora(target_modules=["q_proj", "down_proj"]), merge_adapter=is_merged)
     assert trainer.history.depth == 4
-    trainer.model.state_dict()  # out of the order of bitsandbytes' CPU kernels, which compute in bfloat16
     expected = logits_in_float32(trainer.model)
     trainer.save_model(str(tmp_path / "out"))
     assert (

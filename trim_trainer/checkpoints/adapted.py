@@ -1,22 +1,22 @@
 """A trimmed model under an adapter becomes files that load plainly: merged, or base model and adapter apart."""
 
-import copy
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-from transformers import PreTrainedModel
-
 from ..records.files import ADAPTER_DIR
-from ..scoring.hooks import plain_forward
-from ..surgery.drop import is_quantized
+from ..surgery.cpu_kernels import keep_order
+from ..surgery.ties import say_untied
 from .finishing import finish_checkpoint
+from .plain_copy import plain_copy, without_init
 from .verification import verify_checkpoint
+
+_ADAPTER_FILES = "adapter_*"  # of PEFT: config and weights
 
 
 def save_adapted(model, directory: str | Path, is_merged: bool) -> None:
-    """Save a PEFT model, load it back and compare.
+    """Save a PEFT model, load it back and compare it with what was trained.
 
     Merged, `directory` holds a standard checkpoint, in full precision if the base was quantized. Apart, it holds the
     trimmed base model, and its folder `adapter` an adapter whose config names `directory` as its base model.
@@ -29,45 +29,39 @@ def save_adapted(model, directory: str | Path, is_merged: bool) -> None:
     Raises:
         VerificationError: what can be loaded is not what was trained.
     """
-    base = plain_copy(model, is_merged)
-    base.save_pretrained(directory)
-    finish_checkpoint(directory, is_apart=not is_merged)
+    folder = Path(directory)
+    keep_order(model)
+    plain = plain_copy(model, is_merged)
+    say_untied(plain)
+    plain.save_pretrained(folder)
     if not is_merged:
-        folder = Path(directory) / ADAPTER_DIR
-        with _base_named(model, str(Path(directory).resolve())):
-            model.save_pretrained(folder)
-    verify_checkpoint(directory, base)
-
-
-@torch.no_grad()
-def plain_copy(model, is_merged: bool) -> PreTrainedModel:
-    """Return the model inside a `PeftModel` as one of its own, with the adapters merged or without them."""
-    with plain_forward(model.get_base_model()), plain_forward(model):
-        copied = copy.deepcopy(model)
-    if not is_merged:
-        return copied.unload()
-    if not is_quantized(copied.get_base_model()):
-        return copied.merge_and_unload()
-    copied.state_dict()  # undoes the order in which bitsandbytes keeps weights for its CPU kernels
-    # Merged into 4 bits, the adapter would be rounded away: the weights that it was trained on are dequantized first.
-    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-
-    plain = copied.unload().dequantize()
-    for name in model.active_adapters:
-        adapted = get_peft_model(plain, copy.deepcopy(model.peft_config[name]), adapter_name=name)
-        set_peft_model_state_dict(adapted, get_peft_model_state_dict(model, adapter_name=name), adapter_name=name)
-        plain = adapted.merge_and_unload()
-    return plain
+        shutil.rmtree(folder / ADAPTER_DIR, ignore_errors=True)  # of an earlier save, with adapters of other names
+        with _described(model, str(folder.resolve())):
+            model.save_pretrained(folder / ADAPTER_DIR)
+        _raise_to_top(folder / ADAPTER_DIR, model.active_adapters)
+    finish_checkpoint(folder, is_apart=not is_merged)
+    verify_checkpoint(folder, model)
 
 
 @contextmanager
-def _base_named(model, name: str) -> Iterator[None]:
-    """Let the adapters' configs name the trimmed base model, not the one that training began with."""
-    before = {adapter: config.base_model_name_or_path for adapter, config in model.peft_config.items()}
-    for config in model.peft_config.values():
-        config.base_model_name_or_path = name
+def _described(model, name: str) -> Iterator[None]:
+    """Let the adapters' configs name the trimmed base model as it is saved, not the one that training began with."""
+    before = dict(model.peft_config)
+    for adapter, config in before.items():
+        model.peft_config[adapter] = described = without_init(config)
+        described.base_model_name_or_path, described.revision = name, None
     try:
         yield
     finally:
-        for adapter, config in model.peft_config.items():
-            config.base_model_name_or_path = before[adapter]
+        model.peft_config.update(before)
+
+
+def _raise_to_top(folder: Path, active: list[str]) -> None:
+    """Loaders look at the top, where PEFT saves an adapter named `default`; the others have folders of their names."""
+    if len(active) != 1 or active[0] == "default":
+        return
+    for path in list(folder.glob(_ADAPTER_FILES)):
+        (folder / "default").mkdir(exist_ok=True)
+        path.rename(folder / "default" / path.name)
+    for path in (folder / active[0]).glob(_ADAPTER_FILES):
+        shutil.copy2(path, folder)

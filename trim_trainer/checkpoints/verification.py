@@ -1,16 +1,24 @@
-"""A saved checkpoint is loaded back and must be the model that was saved: same tensors, same logits, same tokens."""
+"""A saved checkpoint is loaded back and must be the model that was trained: same tensors, same logits, same tokens."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
+from accelerate.utils import is_peft_model
+from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from ..architectures.configs import text_config
+from ..records.files import ADAPTER_DIR
 from ..scoring.hooks import plain_forward
+from ..surgery.cpu_kernels import check_order, keep_order
+from ..surgery.drop import is_quantized
+from ..surgery.ties import adapter_parts
+from .outputs import compare_outputs
 
-# Endings of the config fields that hold a token's number.
-SPECIAL_TOKENS = ("_token_id", "_token_index")
+_ADAPTER_CONFIG = "adapter_config.json"
+_ADAPTED = (".base_layer", ".original_module", ".token_adapter")  # PEFT puts what it adapts one module deeper
 
 
 class VerificationError(RuntimeError):
@@ -18,36 +26,48 @@ class VerificationError(RuntimeError):
 
 
 @torch.no_grad()
-def verify_checkpoint(directory: str | Path, model: PreTrainedModel) -> None:
-    """Load the checkpoint in `directory` with plain `from_pretrained` and compare it with the model in memory.
+def verify_checkpoint(directory: str | Path, model: nn.Module) -> None:
+    """Load the checkpoint in `directory` plainly and compare it with the model that was trained.
 
-    No key may be missing, unexpected or mismatched, every tensor must be equal bit for bit, the logits of one batch
-    must agree within the rounding of the dtype, and so must greedy decoding with the KV cache.
+    No key may be missing, unexpected or mismatched. Every tensor must be equal bit for bit, in the precision of the
+    checkpoint, except those that an adapter was merged into. The embedding of every token, the logits of one batch and
+    greedy decoding with the KV cache must agree up to what rounding the weights does to them.
+
+    Args:
+        directory: A checkpoint of a whole model, into which adapters are merged, or with an adapter in its folder
+            `adapter`, or that never had one.
+        model: The trained model: a causal LM, or a `PeftModel`, whose active adapters are compared as they are. It is left
+            as it is.
 
     Raises:
         VerificationError: names what differs first.
     """
-    loaded = verify_tensors(directory, model, model.state_dict())
-    loaded.to(model.device).eval()
-    loaded.set_attn_implementation(model.config._attn_implementation)
-    was_training = model.training
-    model.eval()
-    try:
-        with plain_forward(model):
-            _compare_outputs(directory, model, loaded)
-    finally:
-        model.train(was_training)
+    check_order(model)
+    with _evaluating(model):
+        is_adapted = is_peft_model(model)
+        is_apart = is_adapted and (Path(directory) / ADAPTER_DIR / _ADAPTER_CONFIG).is_file()
+        base = model.get_base_model() if is_adapted else model
+        expected = _base_tensors(model, is_merged=is_adapted and not is_apart)
+        loaded = verify_tensors(directory, base, expected)
+        if not is_quantized(loaded):
+            loaded.to(base.device)
+        loaded.set_attn_implementation(base.config._attn_implementation)
+        if is_apart:
+            loaded = _load_adapters(Path(directory) / ADAPTER_DIR, model, loaded)
+        wrong = compare_outputs(model, loaded.eval(), has_equal_weights=is_apart or not is_adapted)
+        if wrong is not None:
+            raise _failed(directory, wrong)
 
 
 def verify_tensors(
-    directory: str | Path, model: PreTrainedModel, expected: dict[str, torch.Tensor]
+    directory: str | Path, model: PreTrainedModel, expected: dict[str, torch.Tensor | None]
 ) -> PreTrainedModel:
     """Load the checkpoint and compare every tensor bit for bit; enough where the model in memory is sharded.
 
     Args:
         directory: The checkpoint.
-        model: The model in memory, whose class and dtype it is loaded with.
-        expected: The whole tensors that were saved.
+        model: The model in memory, whose class it is loaded with.
+        expected: The whole tensors that were saved; None: something was merged into it.
 
     Returns:
         What was loaded.
@@ -57,43 +77,78 @@ def verify_tensors(
     """
     # A sharded model has a class of its own, in front of that of Transformers.
     of_type = next(cls for cls in type(model).__mro__ if not issubclass(cls, FSDPModule))
-    loaded, info = of_type.from_pretrained(directory, dtype=model.dtype, output_loading_info=True)
+    placed = {"device_map": {"": model.device}} if is_quantized(model) else {}
+    loaded, info = of_type.from_pretrained(directory, dtype="auto", output_loading_info=True, **placed)
+    keep_order(loaded)
     problems = {name: sorted(map(str, keys)) for name, keys in info.items() if keys and name != "error_msgs"}
     if problems or info.get("error_msgs"):
         raise _failed(directory, f"it loads with {problems or info['error_msgs']}")
-    for name, tensor in loaded.state_dict().items():
-        if name not in expected or not torch.equal(tensor.cpu(), expected[name].cpu()):
-            raise _failed(directory, f"tensor {name!r} is not the one in memory")
+    _compare_tensors(directory, loaded.state_dict(), expected)
     return loaded
 
 
-def _compare_outputs(directory, model: PreTrainedModel, loaded: PreTrainedModel) -> None:
-    ids = _plain_tokens(model).view(2, 13)
-    options = {"attention_mask": torch.ones_like(ids)}
-    one, other = (m(input_ids=ids, **options).logits.float() for m in (model, loaded))
-    # Equal tensors can differ in the last bits where their storage is aligned differently.
-    rounding = 64 * torch.finfo(model.dtype).eps * one.abs().max().clamp(min=1)
-    if not (one - other).abs().max() <= rounding:
-        raise _failed(directory, f"its logits differ by {(one - other).abs().max():.3g}")
-    options |= {"do_sample": False, "min_new_tokens": 8, "max_new_tokens": 8, "pad_token_id": 0, "use_cache": True}
-    if not torch.equal(*(m.generate(ids, **options) for m in (model, loaded))):
-        raise _failed(directory, "greedy decoding with the KV cache gives other tokens")
+def _base_tensors(model: nn.Module, is_merged: bool) -> dict[str, torch.Tensor | None]:
+    """The tensors of a model without its adapters, by the names that they have then; see `verify_tensors`."""
+    if not is_peft_model(model):
+        return model.state_dict()
+    parts, tensors = adapter_parts(model), {}
+    for name, tensor in model.get_base_model().state_dict().items():
+        if parts & set(name.split(".")):
+            continue
+        plain = name
+        for module in _ADAPTED:
+            plain = plain.replace(module, "")
+        is_changed = is_merged and (plain != name or not tensor.is_floating_point())  # merged into, or dequantized
+        tensors[plain] = None if is_changed else tensor
+    return tensors
 
 
-def _plain_tokens(model: PreTrainedModel) -> torch.Tensor:
-    """(26,): tokens that stand for nothing special, such as an image."""
-    special = set()
-    for config in (model.config, text_config(model.config)):
-        for name, value in config.to_dict().items():
-            if name.endswith(SPECIAL_TOKENS):
-                special.update(value if isinstance(value, list) else [value])
-    vocab_size = model.get_input_embeddings().weight.shape[0]
-    plain = [token for token in range(3, vocab_size) if token not in special]
-    return torch.tensor((plain * 26)[:26], device=model.device)
+def _load_adapters(folder: Path, model: nn.Module, base: PreTrainedModel) -> nn.Module:
+    """Put the saved adapters on the base model that was loaded, as a user does, and compare their tensors."""
+    from peft import PeftModel, get_peft_model_state_dict
+
+    active = model.active_adapters
+    where = {name: folder if name == "default" or len(active) == 1 else folder / name for name in active}
+    loaded = PeftModel.from_pretrained(base, where[active[0]], active[0], torch_device=str(base.device))
+    for name in active[1:]:
+        loaded.load_adapter(where[name], name, torch_device=str(base.device))
+    loaded.base_model.set_adapter(active)
+    for name in active:
+        found, expected = (get_peft_model_state_dict(each, adapter_name=name) for each in (loaded, model))
+        _compare_tensors(where[name], found, expected)
+        if missing := sorted(expected.keys() - found.keys()):
+            raise _failed(where[name], f"it loads without {missing[0]!r}")
+    return loaded
+
+
+def _compare_tensors(directory, found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor | None]) -> None:
+    for name, tensor in found.items():
+        if name not in expected or not (expected[name] is None or _is_equal(tensor, expected[name])):
+            raise _failed(directory, f"tensor {name!r} is not the one in memory")
+
+
+def _is_equal(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    return torch.equal(found.cpu(), expected.cpu().to(found.dtype))
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """The model evaluates as `from_pretrained` gives it, and is afterwards as it was."""
+    modes = {module: module.training for module in model.modules()}
+    with ExitStack() as plain:
+        plain.enter_context(plain_forward(model))
+        if is_peft_model(model):
+            plain.enter_context(plain_forward(model.get_base_model()))
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, was_training in modes.items():
+                module.training = was_training
 
 
 def _failed(directory, what: str) -> VerificationError:
     return VerificationError(
-        f"The checkpoint in {str(directory)!r} is not the model that was saved: {what}. The trained model is still in "
+        f"The checkpoint in {str(directory)!r} is not the model that was trained: {what}. The trained model is still in "
         "memory; do not use or publish the folder."
     )

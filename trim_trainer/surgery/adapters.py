@@ -1,5 +1,7 @@
-"""The configs of PEFT adapters name layers by number: what they say when layers go."""
+"""The configs of PEFT adapters name layers by number, and the base model by name: what they say when layers go."""
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
 from accelerate.utils import is_peft_model
@@ -11,7 +13,8 @@ from ..architectures.kept import Kept
 from ..architectures.module_names import renumber_names
 
 # Fields that hold module names, or rules by module name.
-_NAMES = ("rank_pattern", "alpha_pattern", "target_modules", "exclude_modules", "modules_to_save", "target_parameters")
+_NAMES = ("target_modules", "exclude_modules", "modules_to_save", "target_parameters")
+_PATTERNS = {"rank_pattern": ("r",), "alpha_pattern": ("lora_alpha", "alpha")}  # and where the usual value stands
 
 
 def trimmed_adapters(model: nn.Module, kept: Kept) -> dict[str, dict[str, Any]]:
@@ -22,17 +25,64 @@ def trimmed_adapters(model: nn.Module, kept: Kept) -> dict[str, dict[str, Any]]:
     """
     if not is_peft_model(model):
         return {}
-    return {name: _trimmed(config, kept) for name, config in model.peft_config.items()}
+    return {name: _trimmed(config, kept, _adapted_modules(model, name)) for name, config in model.peft_config.items()}
 
 
-def _trimmed(config: Any, kept: Kept) -> dict[str, Any]:
+def _trimmed(config: Any, kept: Kept, adapted: list[str]) -> dict[str, Any]:
     if getattr(config, "layer_replication", None):
         raise LayerConstraintError(
             f"`layer_replication` of the adapter is {config.layer_replication}: layers that are repeated cannot be dropped."
         )
     fields = {name: renumber_names(value, kept) for name in _NAMES if (value := getattr(config, name, None))}
+    if _says_numbers(getattr(config, "target_modules", None)) or _says_numbers(
+        getattr(config, "exclude_modules", None)
+    ):
+        fields |= {"target_modules": set(renumber_names(adapted, kept)), "exclude_modules": None}
+    for name, (pattern, otherwise) in _patterns(config).items():
+        fields[name] = renumber_names(_by_module(pattern, otherwise, adapted), kept)
     transformed = getattr(config, "layers_to_transform", None)
     if transformed is not None:
         numbers = [transformed] if isinstance(transformed, int) else transformed
         fields["layers_to_transform"] = renumber(numbers, kept)
     return fields
+
+
+def _says_numbers(names: str | Iterable[str] | None) -> bool:
+    """Whether names, or a regular expression, choose modules by their layers' numbers."""
+    names = [names] if isinstance(names, str) else names or ()
+    return any(re.search(r"\d|\[", name) for name in names)
+
+
+def _patterns(config: Any) -> dict[str, tuple[dict[str, Any], Any]]:
+    """Fields that say something per module, where they say it of some, and what holds for the others."""
+    found = {}
+    for name, defaults in _PATTERNS.items():
+        if getattr(config, name, None):
+            found[name] = (
+                getattr(config, name),
+                next(getattr(config, each) for each in defaults if hasattr(config, each)),
+            )
+    return found
+
+
+def _by_module(pattern: dict[str, Any], otherwise: Any, adapted: list[str]) -> dict[str, Any]:
+    """What a pattern says of each module that is adapted, by its full name, if it tells layers by their numbers."""
+    from peft.utils.other import get_pattern_key
+
+    if not _says_numbers(pattern):
+        return pattern
+    said = {name: pattern.get(get_pattern_key(pattern.keys(), name), otherwise) for name in adapted}
+    return {name: value for name, value in said.items() if value != otherwise}
+
+
+def _adapted_modules(model: nn.Module, adapter: str) -> list[str]:
+    """Names, in the base model, of the modules that an adapter is in, but for those of which it adapts a parameter."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [
+        name.replace(".base_layer", "")
+        for name, module in model.get_base_model().named_modules()
+        if isinstance(module, BaseTunerLayer)
+        and not hasattr(module, "parameter_name")
+        and any(adapter in getattr(module, part, ()) for part in module.adapter_layer_names)
+    ]

@@ -19,6 +19,11 @@ from .adapters import trimmed_adapters
 from .blueprint import LAYER_NUMBERS, adopt_constants, build, differing_constants, tensor_shapes
 from .unstored import adopt_unstored, differing_buffers, differing_modules
 
+_OTHER_TENSORS = (
+    "The model has tensors that its config does not describe, and that loading would leave out; let buffers of your own be "
+    "no part of the state dict (`persistent=False`)"
+)
+
 
 class SurgeryError(RuntimeError):
     """The trimmed model would not be what its config says; nothing was changed."""
@@ -104,12 +109,18 @@ def is_quantized(model: PreTrainedModel) -> bool:
     return getattr(model, "hf_quantizer", None) is not None
 
 
+def check_tensors(model: PreTrainedModel) -> None:
+    """Raise a SurgeryError if a model has tensors, such as a buffer of its own, that would not be loaded again."""
+    if not is_quantized(model):
+        _compare_shapes(model, build(type(model), reload_config(model.config)), _OTHER_TENSORS)
+
+
 def _rehearse(model: PreTrainedModel, kept: Kept, has_plain_weights: bool) -> tuple[PreTrainedModel, PreTrainedModel]:
     """Drop the layers of a copy without weights; return it, and the fresh model of the new config that it must equal."""
     rehearsed = build(type(model), reload_config(model.config))
     expected = build(type(model), trimmed_config(model.config, kept.layers))
     if has_plain_weights:
-        _compare_shapes(model, rehearsed, "The model has tensors that its config does not describe")
+        _compare_shapes(model, rehearsed, _OTHER_TENSORS)
     stacks, edited = tuple(find_stacks(rehearsed)), _cut(rehearsed, expected, kept)
     if edited and not has_plain_weights:
         raise LayerConstraintError(

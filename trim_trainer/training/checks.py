@@ -17,7 +17,8 @@ from ..architectures.table import find_architecture
 from ..data.choices import CalibrationError, check_choices
 from ..data.splits import NUM_STREAM_ROWS, RowKey, check_disjoint, draw_rows, first_rows, hold_out
 from ..records.files import HISTORY_NAME
-from ..surgery.drop import check_layers, is_quantized
+from ..surgery.cpu_kernels import check_order
+from ..surgery.drop import check_layers, check_tensors, is_quantized
 from .config import TrimConfig
 from .schedule import resolve_target
 
@@ -34,7 +35,8 @@ def check_model(model: str | PreTrainedModel, args: TrimConfig, peft_config=None
         ValueError: names the setting, its value, the rule and the way out.
     """
     _check_settings(args)
-    if not isinstance(model, str) and is_peft_model(model):
+    is_adapted = not isinstance(model, str) and is_peft_model(model)
+    if is_adapted:
         peft_config, model = model.peft_config[model.active_adapter], model.get_base_model()
     if getattr(peft_config, "is_prompt_learning", False):
         raise ValueError(
@@ -42,7 +44,10 @@ def check_model(model: str | PreTrainedModel, args: TrimConfig, peft_config=None
             "prompt instead of into the layers. Use an adapter inside the layers, such as `LoraConfig`."
         )
     if isinstance(model, PreTrainedModel):
+        check_order(model)
         find_layers(model)
+        if not is_adapted:
+            check_tensors(model)
         config = model.config
     else:
         config = _load_config(model, args)

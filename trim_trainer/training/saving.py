@@ -14,6 +14,7 @@ from ..checkpoints.finishing import finish_checkpoint
 from ..checkpoints.verification import verify_checkpoint, verify_tensors
 from ..hub.card_files import write_card
 from ..hub.weights import weights_digest
+from ..surgery.ties import say_untied
 from .card_files import collect_facts
 
 Writer = Callable[[Path | None, dict[str, torch.Tensor] | None], None]
@@ -29,13 +30,18 @@ def save_trimmed(trainer, output_dir: Path | None, state_dict: dict[str, torch.T
         write: Writes model and tokenizer as the Trainer does.
 
     Raises:
-        VerificationError: what was written is not the model in memory.
+        FrozenWeightsError: the quantized base model is not the one that training began with; nothing is written.
+        VerificationError: what was written is not the model that was trained.
     """
     folder = output_dir or Path(trainer.args.output_dir)
     is_checkpoint = folder.name.startswith(PREFIX_CHECKPOINT_DIR)
     is_adapted = not is_checkpoint and is_peft_model(trainer.model)
+    if trainer.frozen is not None:
+        trainer.frozen.check(trainer.causal_lm)
     whole = None if state_dict is None else dict(state_dict)  # saving empties it
     if not is_adapted:
+        if state_dict is None and not is_peft_model(trainer.model):
+            say_untied(trainer.causal_lm)
         write(output_dir, state_dict)
     if not trainer.args.should_save:
         return

@@ -18,6 +18,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..architectures.runtimes import runtime_caveats
+from ..checkpoints.frozen import FrozenWeights
+from ..checkpoints.mergeable import check_adapters
 from ..checkpoints.whole import find_checkpoint
 from ..data.examples import ScoredExample
 from ..data.metrics import scored_by
@@ -34,6 +36,7 @@ from ..recovery.compensation import compensated
 from ..recovery.distillation import Teacher
 from ..recovery.projection import check_compensation
 from ..scoring.scored_positions import scored_positions_only, scores_every_position
+from ..surgery.cpu_kernels import keep_order
 from ..surgery.drop import is_quantized
 from ..surgery.optimizer import sync_optimizer
 from ..surgery.wrapping import rewrap
@@ -85,6 +88,7 @@ class TrimTrainer(HookedTrainer):
     trimming: Trimming | None = None  # None: this run drops nothing
     _is_evaluating = False
     teacher: Teacher | None = None
+    frozen: FrozenWeights | None = None  # what a quantized base model was when the run began
 
     def __init__(
         self,
@@ -115,11 +119,18 @@ class TrimTrainer(HookedTrainer):
         if not is_trimming:
             return
         check_router_loss(self)
+        if is_peft_model(self.model):
+            check_adapters(self.model, args.merge_adapter)
         if args.compensation_size:
             check_compensated_settings(self)
         examples = self.tokenize_examples(calibration_dataset)
         self.evaluation_sets = EvaluationSets(self, eval_dataset)
         self.untrimmed_config: PretrainedConfig = copy.deepcopy(self.causal_lm.config)
+        keep_order(self.model)
+        if is_quantized(self.causal_lm) and not (
+            self.is_fsdp_enabled or self.is_deepspeed_enabled
+        ):  # which spread them
+            self.frozen = FrozenWeights.take(self.causal_lm)
         self.trimming = make_trimming(self, examples, importance or args.importance, num_layers, target)
         self.add_callback(TrimCallback(self._trim))
 
@@ -258,8 +269,6 @@ class TrimTrainer(HookedTrainer):
             evaluating()
         with self.accelerator.autocast():
             yield
-        if is_quantized(self.causal_lm) and self.args.device.type == "cpu":
-            self.causal_lm.state_dict()  # undoes bitsandbytes' order of weights for CPU kernels without gradients
 
     def compensated(self, dropped: tuple[int, ...]) -> AbstractContextManager[None]:
         """Drop layers within; those in front of them take over what they added, if `compensation_size` asks for it."""
