@@ -1,11 +1,17 @@
 """One way to load a model for every command."""
 
 import pytest
+import torch
 import zoo
+from peft import LoraConfig
 from tiny import make_model
-from transformers import AutoModelForImageTextToText
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+from trim_trainer import drop_layers
 from trim_trainer.checkpoints.loading import Source
+from trim_trainer.cli.main import main
+from trim_trainer.records.history import TrimHistory
 
 
 def test_a_name_may_hold_a_revision():
@@ -39,3 +45,27 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path):
     model.config.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="holds no lm_head.weight: it is not a whole LlamaForCausalLM"):
         Source.of(str(tmp_path)).load_model()
+
+
+def test_an_adapter_apart_is_loaded_as_what_was_trained(make_trainer, tmp_path):
+    lora = LoraConfig(task_type="CAUSAL_LM", r=2, init_lora_weights=False)
+    trainer = make_trainer(target_layers=4, merge_adapter=False, peft_config=lora)
+    trainer.train()
+    trainer.save_model()
+    run = tmp_path / "run"
+
+    def logits(model):
+        with torch.no_grad():
+            return model.eval()(zoo.INPUT_IDS).logits
+
+    expected = logits(trainer.model)
+    for name in (run, run / "adapter"):
+        source = Source.of(str(name))
+        assert source.load_config().num_hidden_layers == 4
+        assert_close(logits(source.load_model()), expected, atol=2e-4, rtol=1e-3)
+        assert source.load_tokenizer()("the cat").input_ids
+        dropped = tmp_path / f"dropped-{name.name}"
+        assert main(["drop", str(name), "--layers", "1", "--output", str(dropped)]) == 0
+        assert TrimHistory.load(dropped).num_layers == 6  # goes on with the run's history
+        merged = drop_layers(trainer.model.merge_and_unload() if name.name == "adapter" else source.load_model(), [1])
+        assert_close(logits(AutoModelForCausalLM.from_pretrained(dropped)), logits(merged), atol=2e-4, rtol=1e-3)

