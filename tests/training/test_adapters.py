@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from tiny import make_model
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from trim_trainer import TrimConfig, TrimTrainer
+from trim_trainer import TrimConfig, TrimHistory, TrimTrainer
 from trim_trainer.surgery.backup import LayerBackup
 from trim_trainer.surgery.drop import drop_layers
 
@@ -141,3 +141,64 @@ def test_qlora(is_merged, train, tmp_path):
     if not is_merged:
         loaded = PeftModel.from_pretrained(loaded, tmp_path / "out" / "adapter")
     assert_close(logits_in_float32(loaded), expected, atol=2e-2, rtol=1e-2)
+
+
+def test_a_checkpoint_of_a_trimmed_model_loads_in_a_run_that_resumes_or_nowhere(train, tmp_path):
+    """Its adapter, numbered as the layers that are left, is not put into other layers of the base model."""
+    make_model().save_pretrained(tmp_path / "base")
+    fields = {"save_strategy": "steps", "save_steps": 4, "importance": "tail", "protected_layers": [4, 5]}
+    whole = train(model=str(tmp_path / "base"), peft_config=lora(), **fields)
+    checkpoint = tmp_path / "run" / "checkpoint-4"
+    assert TrimHistory.load(checkpoint).depth == 4
+    for load in (
+        AutoPeftModelForCausalLM.from_pretrained,
+        AutoModelForCausalLM.from_pretrained,
+        PeftConfig.from_pretrained,
+        lambda folder: PeftModel.from_pretrained(make_model(), folder),
+    ):
+        with pytest.raises((KeyError, OSError, ValueError), match="trimmed to 4 layers"):
+            load(checkpoint)
+    resumed = train(model=str(tmp_path / "base"), peft_config=lora(), resume=str(checkpoint), **fields)
+    assert torch.equal(logits(resumed.model), logits(whole.model))
+
+
+def test_a_checkpoint_before_the_first_drop_is_an_ordinary_adapter(train, tmp_path):
+    make_model().save_pretrained(tmp_path / "base")
+    fields = {"save_strategy": "steps", "save_steps": 1, "trim_steps": 4, "trim_strategy": "steps", "max_steps": 9}
+    train(model=str(tmp_path / "base"), peft_config=lora(), **fields)
+    saved = {step: TrimHistory.load(tmp_path / "run" / f"checkpoint-{step}").depth for step in (1, 9)}
+    assert saved == {1: 6, 9: 4}
+    loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "run" / "checkpoint-1")
+    assert loaded.config.num_hidden_layers == 6
+
+
+def test_the_name_of_a_folder_does_not_decide_what_is_saved(train, tmp_path):
+    trainer = train(peft_config=lora())
+    for name in ("checkpoint-final", "checkpoint-8", "best"):
+        trainer.save_model(str(tmp_path / name))
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / name)
+        assert loaded.config.num_hidden_layers == 4
+        assert_close(logits(loaded), logits(trainer.model), atol=2e-4, rtol=1e-3)
+        assert (tmp_path / name / "README.md").is_file()
+
+
+def test_an_adapter_that_somebody_saves_names_no_model_with_the_dropped_layers(train, tmp_path):
+    make_model().save_pretrained(tmp_path / "base")
+    trainer = train(model=str(tmp_path / "base"), peft_config=lora())
+    trainer.model.save_pretrained(tmp_path / "mine")
+    named = json.loads((tmp_path / "mine" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert named == f"{tmp_path / 'base'}, trimmed to 4 layers"
+    for load in (AutoPeftModelForCausalLM.from_pretrained, AutoModelForCausalLM.from_pretrained):
+        with pytest.raises((OSError, ValueError), match="trimmed to 4 layers"):
+            load(tmp_path / "mine")
+
+
+def test_the_best_adapter_is_loaded_from_a_checkpoint_of_its_depth(train, tmp_path):
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "eval_strategy": "steps"}
+    fields = {"save_strategy": "steps", "save_steps": 1, "eval_steps": 1, "learning_rate": 0.5}
+    trainer = train(peft_config=lora(), **best, **fields)
+    trainer.save_model(str(tmp_path / "out"))
+    chosen = TrimHistory.load(trainer.state.best_model_checkpoint)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert loaded.config.num_hidden_layers == chosen.depth
+    assert abs(trainer.evaluate()["eval_loss"] - trainer.state.best_metric) < 1e-4

@@ -12,8 +12,10 @@ from ..architectures.fields import renumber
 from ..architectures.kept import Kept
 from ..architectures.module_names import renumber_names
 
+TRIMMED = ", trimmed to "  # behind the name of a base model that has all its layers
 # Fields that hold module names, or rules by module name.
 _NAMES = ("target_modules", "exclude_modules", "modules_to_save", "target_parameters")
+_BASE = "base_model_name_or_path"
 _PATTERNS = {"rank_pattern": ("r",), "alpha_pattern": ("lora_alpha", "alpha")}  # and where the usual value stands
 
 
@@ -25,7 +27,22 @@ def trimmed_adapters(model: nn.Module, kept: Kept) -> dict[str, dict[str, Any]]:
     """
     if not is_peft_model(model):
         return {}
-    return {name: _trimmed(config, kept, _adapted_modules(model, name)) for name, config in model.peft_config.items()}
+    named = model.get_base_model().name_or_path
+    return {
+        name: _trimmed(config, kept, _adapted_modules(model, name))
+        | {_BASE: _trimmed_name(getattr(config, _BASE) or named, kept)}
+        for name, config in model.peft_config.items()
+    }
+
+
+def untrimmed_name(name: str | None) -> str | None:
+    """The name of the base model that an adapter's config had before layers went; None: it had none."""
+    return (name or "").partition(TRIMMED)[0] or None
+
+
+def _trimmed_name(name: str | None, kept: Kept) -> str:
+    """A name that no loader finds anything under: under the old one it would find the layers that are gone."""
+    return f"{untrimmed_name(name) or ''}{TRIMMED}{len(kept.layers)} layers"
 
 
 def _trimmed(config: Any, kept: Kept, adapted: list[str]) -> dict[str, Any]:

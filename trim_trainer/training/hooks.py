@@ -7,7 +7,9 @@ so that what is evaluated and saved at a step is the model after that step's dro
 """
 
 import argparse
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -20,6 +22,8 @@ from ..data.preparation import prepare
 
 class HookedTrainer(SFTTrainer):
     """An SFTTrainer with public names for the moments at which a trimming run acts; it does nothing at them itself."""
+
+    is_writing_checkpoint = False  # one to resume from; else what is written is the model
 
     # Moments of the training loop.
 
@@ -70,7 +74,20 @@ class HookedTrainer(SFTTrainer):
 
     def _save_checkpoint(self, model, trial) -> None:
         self.before_checkpoint()
-        super()._save_checkpoint(model, trial)
+        with self._writing_checkpoint():
+            super()._save_checkpoint(model, trial)
+
+    def _tune_save_checkpoint(self, checkpoint_dir: str) -> None:
+        with self._writing_checkpoint():
+            super()._tune_save_checkpoint(checkpoint_dir)
+
+    @contextmanager
+    def _writing_checkpoint(self) -> Iterator[None]:
+        self.is_writing_checkpoint = True
+        try:
+            yield
+        finally:
+            self.is_writing_checkpoint = False
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         self.push_checkpoint(checkpoint_folder)

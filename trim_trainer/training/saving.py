@@ -9,7 +9,7 @@ import torch
 from accelerate.utils import is_peft_model
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..checkpoints.adapted import save_adapted
+from ..checkpoints.adapted import mark_trimmed, named_untrimmed, save_adapted
 from ..checkpoints.finishing import finish_checkpoint
 from ..checkpoints.verification import verify_checkpoint, verify_tensors
 from ..hub.card_files import write_card
@@ -34,37 +34,46 @@ def save_trimmed(trainer, output_dir: Path | None, state_dict: dict[str, torch.T
         VerificationError: what was written is not the model that was trained.
     """
     folder = output_dir or Path(trainer.args.output_dir)
-    is_checkpoint = folder.name.startswith(PREFIX_CHECKPOINT_DIR)
-    is_adapted = not is_checkpoint and is_peft_model(trainer.model)
+    is_adapted = is_peft_model(trainer.model)
     if trainer.frozen is not None:
         trainer.frozen.check(trainer.causal_lm)
     whole = None if state_dict is None else dict(state_dict)  # saving empties it
     if not is_adapted:
-        if state_dict is None and not is_peft_model(trainer.model):
+        if state_dict is None:
             say_untied(trainer.causal_lm)
         write(output_dir, state_dict)
+    elif trainer.is_writing_checkpoint:
+        with named_untrimmed(trainer.model):
+            write(output_dir, state_dict)
     if not trainer.args.should_save:
         return
-    if is_checkpoint:
-        trainer.trimming.floor.save(folder)
-        if trainer.teacher is not None:
-            trainer.teacher.save(folder)
+    if trainer.is_writing_checkpoint:
+        _add_to_checkpoint(trainer, folder)
     elif is_adapted:
         save_adapted(trainer.model, folder, trainer.args.merge_adapter)
         trainer.processing_class.save_pretrained(folder)
-    is_apart = is_adapted and not trainer.args.merge_adapter
-    if not (is_checkpoint and is_peft_model(trainer.model)):
-        finish_checkpoint(folder, is_apart)
-    facts = replace(collect_facts(trainer), weights=None if is_checkpoint else weights_digest(folder))
+    is_resumable = trainer.is_writing_checkpoint
+    if not (is_resumable and is_adapted):
+        finish_checkpoint(folder, is_apart=is_adapted and not trainer.args.merge_adapter)
+    facts = replace(collect_facts(trainer), weights=None if is_resumable else weights_digest(folder))
     trainer.trimming.history = history = replace(trainer.history, card=facts)
-    if not is_checkpoint:
+    if not is_resumable:
         history = trainer.history_beside(folder)
         write_card(folder, history, facts)
     if whole is not None:
         verify_tensors(folder, trainer.causal_lm, whole)
-    elif not is_peft_model(trainer.model):
+    elif not is_adapted:
         verify_checkpoint(folder, trainer.model)
     history.save(folder)
+
+
+def _add_to_checkpoint(trainer, folder: Path) -> None:
+    """What a run needs that resumes here, beside weights and optimizer."""
+    trainer.trimming.floor.save(folder)
+    if trainer.teacher is not None:
+        trainer.teacher.save(folder)
+    if is_peft_model(trainer.model) and trainer.history.depth < trainer.history.num_layers:
+        mark_trimmed(folder, trainer.history.depth)
 
 
 def clear_checkpoint(trainer) -> None:
