@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from trim_trainer import TrimConfig, TrimHistory, TrimTrainer
+from trim_trainer.checkpoints.frozen import FrozenWeightsError
 from trim_trainer.surgery.backup import LayerBackup
 from trim_trainer.surgery.drop import drop_layers
 
@@ -202,3 +203,88 @@ def test_the_best_adapter_is_loaded_from_a_checkpoint_of_its_depth(train, tmp_pa
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert loaded.config.num_hidden_layers == chosen.depth
     assert abs(trainer.evaluate()["eval_loss"] - trainer.state.best_metric) < 1e-4
+
+
+@pytest.fixture
+def four_bits(tmp_path):
+    """Returns a factory of models of 4 bits, on a CPU whose kernels bitsandbytes would reorder their weights for."""
+    modules = pytest.importorskip("bitsandbytes.nn.modules")
+    make_model(hidden_size=64, intermediate_size=128, head_dim=16).save_pretrained(tmp_path / "model")
+
+    def load(**fields):
+        config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32, **fields)
+        model = AutoModelForCausalLM.from_pretrained(
+            tmp_path / "model", quantization_config=config, dtype=torch.float32
+        )
+        for module in model.modules():
+            if isinstance(module, modules.Linear4bit):
+                module.support_avx512bf16_for_cpu = True  # as it is on such a CPU
+        return model
+
+    return load
+
+
+def quantized(model):
+    """Tensors of the base model that do not train, by layer and module, with the state of their quantization."""
+    layers = getattr(model, "get_base_model", lambda: model)().model.layers
+    return [
+        {
+            name.replace(".base_layer", ""): tensor.clone()
+            for name, tensor in layer.state_dict().items()
+            if "lora_" not in name
+        }
+        for layer in layers
+    ]
+
+
+@pytest.mark.parametrize("is_double", [False, True])
+def test_quantized_weights_are_bit_equal_after_a_run_that_trains_evaluates_and_saves(
+    is_double, train, four_bits, tmp_path
+):
+    model = four_bits(bnb_4bit_use_double_quant=is_double)
+    before = quantized(four_bits(bnb_4bit_use_double_quant=is_double))
+    fields = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 4}
+    trainer = train(model=model, peft_config=lora(target_modules=["q_proj", "down_proj"]), **fields)
+    trainer.evaluate()
+    trainer.model.eval().generate(input_ids=torch.arange(10, 20).view(1, 10), max_new_tokens=4)
+    trainer.save_model(str(tmp_path / "out"))
+    after = quantized(trainer.model)
+    assert len(after) == 4
+    for kept, layer in zip(trainer.history.kept, after, strict=True):
+        assert layer.keys() == before[kept].keys()
+        for name, tensor in layer.items():
+            assert torch.equal(tensor, before[kept][name]), name
+    ids = torch.arange(10, 40).view(2, 15)
+    assert_close(
+        logits_in_float32(AutoModelForCausalLM.from_pretrained(tmp_path / "out")),
+        trainer.model.train()(input_ids=ids).logits,
+        atol=2e-2,  # TRL lets adapters on four bits compute in bfloat16
+        rtol=1e-2,
+    )
+
+
+def test_a_quantized_weight_that_changes_is_noticed_at_the_next_save(train, four_bits, tmp_path):
+    trainer = train(model=four_bits(), peft_config=lora(target_modules=["q_proj"]))
+    base = trainer.model.get_base_model().model.layers[2].self_attn.q_proj.base_layer
+    base.weight.quant_state.absmax[5] *= 1.5
+    with pytest.raises(
+        FrozenWeightsError, match=r"when the run began \(1\): model\.layers\.2\.self_attn\.q_proj.*weight\.absmax\."
+    ):
+        trainer.save_model(str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_quantized_weights_that_were_reordered_before_are_refused(train, four_bits):
+    model = four_bits()
+    try:
+        logits(model)
+    except (RuntimeError, AttributeError):
+        pytest.skip("this CPU has no such kernels")
+    with pytest.raises(ValueError, match="not the ones that were quantized.*Load the model again"):
+        train(model=model, peft_config=lora())
+
+
+def test_an_adapter_that_cannot_be_merged_is_refused_before_training(train):
+    config = lora(target_modules=["q_proj"], alora_invocation_tokens=[5, 6])
+    with pytest.raises(ValueError, match="`merge_adapter` is True.*alora_invocation_tokens"):
+        train(peft_config=config)

@@ -40,8 +40,8 @@ class FrozenWeights:
         ]
         if changed:
             raise FrozenWeightsError(
-                f"{len(changed)} tensors of the quantized base model do not train, and are not what they were when the run "
-                f"began: {', '.join(changed[:3])}{' …' if len(changed) > 3 else ''}. The adapter was trained on weights that "
+                "Tensors of the quantized base model, which do not train, are not what they were when the run began "
+                f"({len(changed)}): {', '.join(changed[:3])}{' …' if len(changed) > 3 else ''}. The adapter was trained on weights that "
                 "were changing, so neither it nor the merged model is written. Look for what writes into them, such as a "
                 "callback, or an evaluation with other kernels than training; then train again."
             )
