@@ -44,6 +44,29 @@ def test_schedules(options, points):
     assert schedule.mean_depth(total) == pytest.approx(sum(lived) / total)
 
 
+@pytest.mark.parametrize(
+    ("options", "points"),
+    [
+        ({"total": 100, "start": 50}, ((55, 4), (60, 3))),  # a fifth of what is left, as in a run of its own
+        ({"total": 100, "start": 10, "trim_delay": 0.2}, ((28, 4), (36, 3))),
+        ({"total": 100, "start": 10, "trim_steps": 10}, ((20, 4), (30, 3))),
+        ({"total": 100, "start": 14, "trim_steps": 10, "trim_delay": 35}, ((40, 4), (50, 3))),
+        ({"total": 4, "start": 1.0, "strategy": "epoch"}, ((2, 4), (3, 3))),
+        ({"total": 4, "start": 1.5, "strategy": "epoch"}, ((2, 4), (3, 3))),
+        ({"total": 100, "start": 50, "num_layers": 3}, ()),  # there already
+    ],
+)
+def test_what_is_left_of_a_run(options, points):
+    schedule = plan_schedule(options.pop("num_layers", 5), 3, **options)
+    assert schedule.points == points
+    total, start = options["total"], options["start"]
+    lived = [
+        schedule.depth_at(*((0, i) if schedule.strategy == "epoch" else (i, 0))) for i in range(int(start), total)
+    ]
+    if start == int(start):
+        assert schedule.mean_depth(total) == pytest.approx(sum(lived) / (total - start))
+
+
 def test_a_run_that_is_too_short_is_refused_with_the_ways_out():
     with pytest.raises(ValueError) as error:
         plan_schedule(30, 20, total=3, strategy="epoch")

@@ -16,13 +16,24 @@ class CheckpointError(ValueError):
     """There is nothing to resume; the message says what was found and what to do."""
 
 
+def read_switch(value: str | bool | None) -> str | bool | None:
+    """A folder or a switch: the command line says `true` in letters, where a folder could be named."""
+    switches = {"true": True, "false": None}
+    return value if value is None or Path(str(value)).exists() else switches.get(str(value).lower(), value)
+
+
 def find_checkpoint(output_dir: str | Path, resume_from_checkpoint: str | bool) -> str:
     """Return the folder to resume from: the one that is named, or for True the last whole one in `output_dir`.
 
     Raises:
-        CheckpointError: the named one was cut short, or there is none.
+        CheckpointError: the named one was cut short, or is of a run without a target, or there is none.
     """
     if resume_from_checkpoint is not True:
+        if not Path(resume_from_checkpoint).is_dir():
+            raise CheckpointError(
+                f"`resume_from_checkpoint` {str(resume_from_checkpoint)!r} is no folder. Name a checkpoint, or pass True to "
+                "take the last whole one."
+            )
         missing = missing_parts(resume_from_checkpoint)
         if missing:
             raise CheckpointError(
@@ -34,7 +45,7 @@ def find_checkpoint(output_dir: str | Path, resume_from_checkpoint: str | bool) 
         missing = missing_parts(folder)
         if not missing:
             return str(folder)
-        logger.warning("%s is passed over, it was not written to the end: %s.", folder, missing)
+        logger.warning("%s is passed over: %s.", folder, missing)
     raise CheckpointError(
         f"`resume_from_checkpoint` is True, but `output_dir` {str(output_dir)!r} holds no whole checkpoint. Begin again: "
         "leave `resume_from_checkpoint` out and set `overwrite_output_dir`."
@@ -49,8 +60,13 @@ def missing_parts(folder: str | Path) -> str | None:
     """
     for name in (TRAINER_STATE_NAME, HISTORY_NAME):
         path = Path(folder) / name
+        if not path.is_file() and name == HISTORY_NAME:  # which is written before the state
+            return (
+                f"a run without a target wrote it. To drop layers of that model, load it as the model of a new run, "
+                f"`model={str(folder)!r}`"
+            )
         if not path.is_file():
-            return f"{name} is missing"
+            return f"{name} is missing, it was not written to the end"
         try:
             json.loads(path.read_text(encoding="utf-8"))
         except ValueError:

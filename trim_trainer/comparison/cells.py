@@ -54,6 +54,7 @@ class Cell:
             seed=self.seed,
             output_dir=str(folder),
             overwrite_output_dir=True,
+            resume_from_checkpoint=None,
             save_strategy="no",
             target_layers=self.depth if is_trimming else None,
             target_ratio=None,

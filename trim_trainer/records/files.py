@@ -1,6 +1,7 @@
 """Names of the files and folders that a run leaves beside the weights."""
 
 HISTORY_NAME = "trim_history.json"
+RUN_NAME = "trim_run.json"  # in checkpoints to resume from: what the run was asked for
 RECIPE_NAME = "recipe.yaml"
 CARD_NAME = "README.md"
 IMPORTANCE_PLOT = "trim_importance.png"

@@ -57,6 +57,7 @@ class QualityFloor:
         self, directory: str | Path, history: TrimHistory, bring_to: Callable[[TrimHistory], nn.Module]
     ) -> None:
         """Go on from a checkpoint with this history; `bring_to` is as in `LastGood.load`."""
+        self._first = self._last_good = None
         if self.max_metric_drop is not None and history.drops:
             self._first = history.drops[0].metric
             self._last_good = LastGood.load(directory, bring_to)

@@ -1,8 +1,34 @@
 """How a run ended, in words: what the history says where that is above the target."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from transformers import EarlyStoppingCallback
+
+from ..records.history import TrimHistory
+
+
+@contextmanager
+def under_way(trainer) -> Iterator[None]:
+    """Train within; an exception that breaks it off is recorded, since the model may be saved all the same."""
+    trainer.trimming.begin()
+    trainer.has_begun = False
+    try:
+        yield
+    finally:
+        if trainer.has_begun and sys.exception() is not None:
+            trainer.trimming.end(how_it_broke_off(trainer))
+
+
+def history_beside(trainer, folder: Path) -> TrimHistory:
+    """The history of a model that is saved as it is now; where that is above the target, it says why."""
+    history = trainer.history
+    is_on_the_way = folder == trainer.depth_folder or not history.is_above_target
+    if is_on_the_way or history.stopped is not None:
+        return history
+    return trainer.trimming.history_stopped_by(how_far_it_is(trainer))
 
 
 def how_it_ended(trainer) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import has_length
 from transformers.utils import PushInProgress
 from trl import SFTTrainer
 
@@ -27,7 +28,7 @@ class HookedTrainer(SFTTrainer):
 
     # Moments of the training loop.
 
-    def before_preparing(self, max_steps: int) -> None:
+    def before_preparing(self, max_steps: int, num_epochs: float) -> None:
         """Optimizer and wrappers are not made yet; the length of the run is known."""
 
     def after_preparing(self) -> None:
@@ -40,10 +41,17 @@ class HookedTrainer(SFTTrainer):
         """The weights of `state.best_model_checkpoint` are about to be loaded."""
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
-        self.before_preparing(max_steps)
+        self.before_preparing(max_steps, self.length_in_epochs(max_steps, train_dataloader))
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         self.after_preparing()
         return prepared
+
+    def length_in_epochs(self, max_steps: int, train_dataloader) -> float:
+        """Epochs of the run, the last of which may be a part; of a stream as many as the Trainer says."""
+        if not has_length(train_dataloader):
+            return self.state.num_train_epochs
+        num_steps_per_epoch = self.set_initial_training_values(self.args, train_dataloader)[1]
+        return max_steps / num_steps_per_epoch
 
     def _finalize_training(self, trial, num_train_samples, start_time):
         self.before_finalizing()

@@ -15,7 +15,9 @@ from ..checkpoints.verification import verify_checkpoint, verify_tensors
 from ..hub.card_files import write_card
 from ..hub.weights import weights_digest
 from ..surgery.ties import say_untied
+from .asked import record_of
 from .card_files import collect_facts
+from .ending import history_beside
 
 Writer = Callable[[Path | None, dict[str, torch.Tensor] | None], None]
 
@@ -58,7 +60,7 @@ def save_trimmed(trainer, output_dir: Path | None, state_dict: dict[str, torch.T
     facts = replace(collect_facts(trainer), weights=None if is_resumable else weights_digest(folder))
     trainer.trimming.history = history = replace(trainer.history, card=facts)
     if not is_resumable:
-        history = trainer.history_beside(folder)
+        history = history_beside(trainer, folder)
         write_card(folder, history, facts)
     if whole is not None:
         verify_tensors(folder, trainer.causal_lm, whole)
@@ -70,6 +72,7 @@ def save_trimmed(trainer, output_dir: Path | None, state_dict: dict[str, torch.T
 def _add_to_checkpoint(trainer, folder: Path) -> None:
     """What a run needs that resumes here, beside weights and optimizer."""
     trainer.trimming.floor.save(folder)
+    record_of(trainer).save(folder)
     if trainer.teacher is not None:
         trainer.teacher.save(folder)
     if is_peft_model(trainer.model) and trainer.history.depth < trainer.history.num_layers:

@@ -12,6 +12,19 @@ DROPPING_RATIO_OF_FAMILY = 0.5
 
 
 @dataclass(frozen=True)
+class Start:
+    """From where drops are planned: the beginning of a run, or where it goes on by another plan."""
+
+    depth: int
+    step: int = 0
+    epoch: float = 0.0
+
+    def position(self, strategy: str) -> float:
+        """In optimizer steps, or in epochs."""
+        return self.step if strategy == "steps" else self.epoch
+
+
+@dataclass(frozen=True)
 class TrimSchedule:
     """The depth a run has to have from each position on.
 
@@ -22,6 +35,7 @@ class TrimSchedule:
     num_layers: int
     strategy: str
     points: tuple[tuple[int, int], ...]
+    start: float = 0  # position from which on it holds
 
     def depth_at(self, step: int, epoch: float) -> int:
         """Depth that is due after `step` optimizer steps and `epoch` epochs."""
@@ -33,11 +47,16 @@ class TrimSchedule:
         """Every depth at which the model trains, deepest first."""
         return (self.num_layers, *(depth for _, depth in self.points))
 
+    def leaves_time_to_heal(self, max_steps: int, num_epochs: float) -> bool:
+        """Whether a run of that length trains on after the last drop."""
+        total = max_steps if self.strategy == "steps" else num_epochs
+        return all(position < total for position, _ in self.points)
+
     def mean_depth(self, total: float) -> float:
-        """Layers that train at a time, averaged over a run of `total` steps or epochs."""
-        starts = (0, *(start for start, _ in self.points), total)
+        """Layers that train at a time, averaged over the rest of a run of `total` steps or epochs."""
+        starts = (self.start, *(start for start, _ in self.points), total)
         spans = zip(self.depths, pairwise(starts), strict=True)
-        return sum(depth * (end - start) for depth, (start, end) in spans) / total
+        return sum(depth * (end - start) for depth, (start, end) in spans) / (total - self.start)
 
 
 def resolve_target(num_layers: int, target_layers: int | None, target_ratio: float | None) -> int:
@@ -72,11 +91,12 @@ def plan_schedule(
     trim_steps: float | None = None,
     trim_delay: float = 0,
     save_depths: Collection[int] = (),
+    start: float = 0,
 ) -> TrimSchedule:
     """Spread the drops over a run of `total` steps (`strategy="steps"`) or epochs (`"epoch"`).
 
     Args:
-        num_layers: Depth of the model now.
+        num_layers: Depth of the model at `start`.
         target_layers: Depth to reach.
         total: Length of the run, in optimizer steps or in epochs.
         strategy: `"steps"` or `"epoch"`.
@@ -85,6 +105,7 @@ def plan_schedule(
             fifths of the run to heal, with `save_depths` the second half. Epochs always have an interval of one.
         trim_delay: Steps or epochs before the first drop can happen; below 1, with steps, a share of `total`.
         save_depths: Depths that are not passed over: a trim that would drops fewer layers.
+        start: Steps or epochs that the run has behind it; what is left of it is spread over.
 
     Raises:
         ValueError: the run is too short to reach the target.
@@ -94,32 +115,35 @@ def plan_schedule(
     while depths[-1] > target_layers:
         depths.append(max(depths[-1] - layers_per_trim, *(stop for stop in stops if stop < depths[-1])))
     share = DROPPING_RATIO_OF_FAMILY if save_depths else DROPPING_RATIO
-    positions = _positions(len(depths) - 1, total, strategy, trim_steps, trim_delay, share)
+    positions = _positions(len(depths) - 1, start, total, strategy, trim_steps, trim_delay, share)
     if len(positions) < len(depths) - 1:
         reached = depths[len(positions)]
         ways = _ways_out(num_layers - target_layers, len(positions), strategy, trim_steps, trim_delay)
+        behind = f", of which {start:g} are over," if start else ""
         raise ValueError(
-            f"`target_layers` is {target_layers}, but {total:g} {strategy.removesuffix('s')}s have room for "
+            f"`target_layers` is {target_layers}, but {total:g} {strategy.removesuffix('s')}s{behind} have room for "
             f"{len(positions)} drop(s) of {layers_per_trim} layer(s), which ends at {reached} of {num_layers} layers. To "
             f"reach the target {', or '.join(ways)}."
         )
-    return TrimSchedule(num_layers, strategy, tuple(zip(positions, depths[1:], strict=False)))
+    return TrimSchedule(num_layers, strategy, tuple(zip(positions, depths[1:], strict=False)), start)
 
 
-def plan_run(args, history, max_steps: int, num_train_epochs: float) -> TrimSchedule:
+def plan_run(args, history, max_steps: int, num_train_epochs: float, start: Start | None = None) -> TrimSchedule:
     """The depths of a run of so many optimizer steps, or epochs where `trim_strategy` is `"epoch"`.
 
     Args:
         args: A `TrimConfig`.
-        history: Of the run, before it.
+        history: Of the run so far.
         max_steps: Its optimizer steps.
         num_train_epochs: Its epochs.
+        start: From where they are planned; None: from the depth of `history`, at the beginning.
 
     Raises:
         ValueError: the run is too short to reach the target, or passes over one of `save_depths`.
     """
+    start = start or Start(history.depth)
     schedule = plan_schedule(
-        history.num_layers,
+        start.depth,
         history.target_layers,
         total=num_train_epochs if args.trim_strategy == "epoch" else max_steps,
         strategy=args.trim_strategy,
@@ -127,25 +151,30 @@ def plan_run(args, history, max_steps: int, num_train_epochs: float) -> TrimSche
         trim_steps=args.trim_steps,
         trim_delay=args.trim_delay,
         save_depths=args.save_depths or (),
+        start=start.position(args.trim_strategy),
     )
-    missing = sorted(set(args.save_depths or ()) - set(schedule.depths))
+    passed = {history.num_layers, *(a_round.depth_after for a_round in history.rounds)}
+    missing = sorted(set(args.save_depths or ()) - set(schedule.depths) - passed)
     if missing:
         raise ValueError(f"`save_depths` contains {missing}, but the run has the depths {schedule.depths}.")
     return schedule
 
 
 def _positions(
-    num_trims: int, total: float, strategy: str, trim_steps: float | None, delay: float, share: float
+    num_trims: int, start: float, total: float, strategy: str, trim_steps: float | None, delay: float, share: float
 ) -> list[int]:
+    if num_trims == 0:
+        return []
     if strategy == "steps":
         delay = _in_steps(delay, total)
     if strategy == "steps" and trim_steps is None:
-        room = min(math.floor((total - delay) * share), total - delay - 1)
+        begin = max(start, delay)
+        room = min(math.floor((total - begin) * share), total - begin - 1)
         interval = max(1, math.floor(room / num_trims))
-        positions = [int(delay) + interval * (i + 1) for i in range(num_trims)]
+        positions = [int(begin) + interval * (i + 1) for i in range(num_trims)]
     else:
         interval = 1 if strategy == "epoch" else int(_in_steps(trim_steps, total))
-        first = max(1, math.ceil(delay / interval))
+        first = max(1, math.ceil(delay / interval), math.floor(start / interval) + 1)
         positions = [interval * (first + i) for i in range(num_trims)]
     return [position for position in positions if position <= total]
 

@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
@@ -20,7 +19,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from ..architectures.runtimes import runtime_caveats
 from ..checkpoints.frozen import FrozenWeights
 from ..checkpoints.mergeable import check_adapters
-from ..checkpoints.whole import find_checkpoint
+from ..checkpoints.whole import find_checkpoint, read_switch
 from ..data.examples import ScoredExample
 from ..data.metrics import scored_by
 from ..data.preparation import read_rows
@@ -32,6 +31,7 @@ from ..import_messages import say_import_messages
 from ..importance.criteria import CriterionLike
 from ..records.files import DEPTH_DIR
 from ..records.history import TrimHistory
+from ..records.run_record import RunRecord
 from ..recovery.compensation import compensated
 from ..recovery.distillation import Teacher
 from ..recovery.projection import check_compensation
@@ -41,6 +41,7 @@ from ..surgery.drop import is_quantized
 from ..surgery.optimizer import sync_optimizer
 from ..surgery.wrapping import rewrap
 from ..surgery.zero import rebuild_engine
+from .asked import base_weights_of
 from .card_files import collect_facts
 from .checks import (
     check_compensated_settings,
@@ -51,13 +52,14 @@ from .checks import (
     split_calibration,
 )
 from .config import TrimConfig
-from .ending import how_far_it_is, how_it_broke_off, how_it_ended
+from .ending import how_it_ended, under_way
 from .evaluation_sets import EvaluationSets
 from .hooks import HookedTrainer, TrimCallback
 from .measuring import measure_run, measure_trimmed
 from .pushing import report_failures, start_pushes
+from .resuming import check_plain_resumed, check_restarted, find_start, resume
 from .saving import clear_checkpoint, save_trimmed
-from .schedule import TrimSchedule, plan_run
+from .schedule import Start, TrimSchedule, plan_run
 from .setup import make_trimming
 from .trimming import Trimming
 
@@ -89,6 +91,7 @@ class TrimTrainer(HookedTrainer):
     _is_evaluating = False
     teacher: Teacher | None = None
     frozen: FrozenWeights | None = None  # what a quantized base model was when the run began
+    has_begun = False  # to train: the plan is made, and was not refused
 
     def __init__(
         self,
@@ -132,12 +135,19 @@ class TrimTrainer(HookedTrainer):
         ):  # which spread them
             self.frozen = FrozenWeights.take(self.causal_lm)
         self.trimming = make_trimming(self, examples, importance or args.importance, num_layers, target)
+        self.start = Start(num_layers)  # from where drops are planned
+        self._resumed: RunRecord | None = None  # what the checkpoint says that this run goes on with
         self.add_callback(TrimCallback(self._trim))
 
     @property
     def history(self) -> TrimHistory | None:
         """What was dropped and measured so far; None: this run drops nothing."""
         return None if self.trimming is None else self.trimming.history
+
+    @cached_property
+    def base_weights(self) -> str | None:
+        """Fingerprint of the untrimmed layers, of which checkpoints hold an adapter only; None: they hold the layers."""
+        return base_weights_of(self)
 
     @property
     def causal_lm(self) -> PreTrainedModel:
@@ -155,57 +165,55 @@ class TrimTrainer(HookedTrainer):
             ValueError: the run is too short to reach the target.
         """
         if self.trimming is None:
+            resume_from_checkpoint = read_switch(resume_from_checkpoint)
+            check_plain_resumed(self, resume_from_checkpoint)
             return super().train(resume_from_checkpoint, *args, **kwargs)
+        if resume_from_checkpoint is None and self.state.global_step == 0:
+            resume_from_checkpoint = self.args.resume_from_checkpoint
+        resume_from_checkpoint = read_switch(resume_from_checkpoint)
+        self.base_weights  # noqa: B018  of the model that every run begins with, resumed or not
         if self.is_world_process_zero():
             check_output_dir(self.args.output_dir, resume_from_checkpoint, self.args.overwrite_output_dir)
         self.accelerator.wait_for_everyone()
         if not self.is_fsdp_enabled:
-            self.trimming.layout  # noqa: B018  found on the model that every run begins with, resumed or not
+            self.trimming.layout  # noqa: B018  found on it, too
             self.compensation_examples  # noqa: B018  on which it is tried whether that is possible
         if resume_from_checkpoint:
             resume_from_checkpoint = find_checkpoint(self.args.output_dir, resume_from_checkpoint)
-            self.trimming.resume(resume_from_checkpoint)
-            if self.teacher is not None:
-                self.teacher.resume(resume_from_checkpoint)
-        with self._under_way():
+        self._resumed = resume(self, resume_from_checkpoint) if resume_from_checkpoint else None
+        self._first_depth = self.history.depth
+        with under_way(self):
             output = super().train(resume_from_checkpoint, *args, **kwargs)
         measure_trimmed(self)
         for caveat in runtime_caveats(self.model.config):
             logger.warning(caveat)
         return output
 
-    @contextmanager
-    def _under_way(self) -> Iterator[None]:
-        """A run within; an exception that breaks it off is recorded, since the model may be saved all the same."""
-        self.trimming.begin()
-        self._has_begun = False
-        try:
-            yield
-        finally:
-            if self._has_begun and sys.exception() is not None:
-                self.trimming.end(how_it_broke_off(self))
-
-    def before_preparing(self, max_steps: int) -> None:
+    def before_preparing(self, max_steps: int, num_epochs: float) -> None:
         """Plan the drops, and freeze what does not train before the optimizer is made."""
         if self.trimming is None:
             return
-        num_epochs = self.state.num_train_epochs
-        self._schedule = self.plan(max_steps, num_epochs)
-        if self._schedule.depth_at(max_steps - 1, num_epochs - 1) > self.history.target_layers:
-            logger.warning("The last drop comes at the very end, with no step left to heal it. Train for longer.")
+        check_restarted(self, self._resumed, self._first_depth)
+        self.start = find_start(self, self._resumed, max_steps)
+        if not self.trimming.is_over:
+            self._schedule = self.plan(max_steps, num_epochs)
+            if not self._schedule.leaves_time_to_heal(max_steps, num_epochs):
+                logger.warning("The last drop comes at the very end, with no step left to heal it. Train for longer.")
         self.trimming.freeze()
+        if self.history.rounds and not self.is_deepspeed_enabled:
+            self.sync_parameters()  # an optimizer that was there before this run knows those of an earlier one
         if not self.is_fsdp_enabled:
-            self._begin()
+            self.begin()
 
     def after_preparing(self) -> None:
         """Begin here where only now the model is on its devices."""
         if self.trimming is not None and self.is_fsdp_enabled:
-            self._begin()
+            self.begin()
             self.sync_parameters()
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
         """Measure the untrimmed model, and choose the layers most likely to be kept, which train in a sparse update."""
-        self._has_begun = True
+        self.has_begun = True
         if self.history.untrimmed is None:
             self.trimming.history = replace(self.history, untrimmed=measure_run(self))
         self.trimming.choose_trained()
@@ -213,13 +221,16 @@ class TrimTrainer(HookedTrainer):
     def plan(self, max_steps: int, num_train_epochs: float) -> TrimSchedule:
         """The depths of a run of so many optimizer steps, or epochs where `trim_strategy` is `"epoch"`.
 
+        A resumed run has those that it had, unless it is asked for others: then they are planned from where it is.
+
         Raises:
             ValueError: the run is too short to reach the target, or passes over one of `save_depths`.
         """
-        return plan_run(self.args, self.history, max_steps, num_train_epochs)
+        return plan_run(self.args, self.history, max_steps, num_train_epochs, self.start)
 
     def _trim(self, step: int, epoch: float) -> None:
-        self.trimming.trim_to(self._schedule.depth_at(step, epoch))
+        if not self.trimming.is_over:
+            self.trimming.trim_to(self._schedule.depth_at(step, epoch))
 
     def before_finalizing(self) -> None:
         """Look at the quality floor a last time, and record why the run ends where that is above its target."""
@@ -351,18 +362,12 @@ class TrimTrainer(HookedTrainer):
         """Keep the model as it is now, healed at its depth, if `save_depths` asks for it."""
         if self.history.depth in (self.args.save_depths or ()):
             measure_trimmed(self)
-            self.save_model(str(self._depth_folder), _internal_call=True)
+            self.save_model(str(self.depth_folder), _internal_call=True)
 
     @property
-    def _depth_folder(self) -> Path:
+    def depth_folder(self) -> Path:
+        """Where the model is kept on the way, at its depth."""
         return Path(self.args.output_dir) / f"{DEPTH_DIR}{self.history.depth}"
-
-    def history_beside(self, folder: Path) -> TrimHistory:
-        """The history of a model that is saved as it is now; above the target, and not on the way, it says why."""
-        is_on_the_way = folder == self._depth_folder or not self.history.is_above_target
-        if is_on_the_way or self.history.stopped is not None:
-            return self.history
-        return self.trimming.history_stopped_by(how_far_it_is(self))
 
     def write_model(self, folder: Path | None, state_dict: dict[str, torch.Tensor] | None) -> None:
         """Write model and tokenizer; with a target, history and card too, all loaded back and compared."""

@@ -176,13 +176,15 @@ class Trimming:
             dropped=tuple(kept[layer] for layer in dropped),
             trained_layers=None if trained is None else tuple(kept[layer] for layer in trained),
         )
+        before = self.history
+        self.history = before.add(a_round)  # first of all: measuring may fail, and the layers are gone
         if dropped and self.settings.measures_drops:
             a_round = replace(
                 a_round,
                 metric_after=self.measure_metric(),
                 decode_tokens_per_second=from_main(measure_tokens_per_second(self.run.causal_lm, NUM_RUNS_AT_DROPS)),
             )
-        self.history = self.history.add(a_round)
+            self.history = before.add(a_round)
         if dropped:
             self._on_round(a_round)
 
@@ -260,21 +262,23 @@ class Trimming:
         """Keep the layers that will be dropped, on the CPU, where a checkpoint that has them may be the best one."""
         self._untrimmed = LayerBackup(self.run.model)
 
-    def resume(self, checkpoint: str) -> None:
+    def resume(self, checkpoint: str, history: TrimHistory, is_over: bool) -> None:
         """Give the untrimmed model the depth of a checkpoint, whose weights are loaded into it later.
 
+        Args:
+            checkpoint: Its folder.
+            history: Of the run that wrote it.
+            is_over: Whether dropping had stopped for good.
+
         Raises:
-            ValueError: the checkpoint is of another model, or knows no depth to come back to.
+            ValueError: the checkpoint has layers that the model has lost, or knows no depth to come back to.
         """
-        history = TrimHistory.load(checkpoint)
-        if history.num_layers != self.history.num_layers:
-            raise ValueError(
-                f"`resume_from_checkpoint` {checkpoint!r} began with {history.num_layers} layers, the model has "
-                f"{self.history.num_layers}. Pass the untrimmed model that the run began with."
-            )
+        target = self.history.target_layers
         self.floor.resume(checkpoint, history, self._bring_to)
         self._bring_to(history)
-        self.history = replace(history, target_layers=self.history.target_layers)
+        self.is_over = is_over
+        is_stopped = is_over and history.depth > target
+        self.history = replace(history, target_layers=target, stopped=history.stopped if is_stopped else None)
 
     def return_to(self, checkpoint: str) -> None:
         """Give the model the depth of an earlier checkpoint, with layers that have gone since; see `keep_untrimmed`."""
@@ -288,7 +292,8 @@ class Trimming:
             )
         self._untrimmed.restore()
         self.history = replace(best, rounds=())
-        self._bring_to(replace(best, target_layers=was.target_layers, stopped=None))
+        asked = {"target_layers": was.target_layers, "untrimmed": was.untrimmed, "stopped": None}
+        self._bring_to(replace(best, **asked))
         if self.history.is_above_target:
             returned = f"`load_best_model_at_end` returned to {Path(checkpoint).name}, which has {best.depth} layers"
             reasons = [was.stopped] if best.depth == was.depth and was.stopped else [was.stopped, returned]
@@ -296,6 +301,12 @@ class Trimming:
 
     def _bring_to(self, history: TrimHistory) -> PreTrainedModel:
         """Give the model the layers of a history, of which it has all or more, and return it."""
+        lost = [layer for layer in history.kept if layer not in self.history.kept]
+        if lost:
+            raise ValueError(
+                f"The model has dropped {lost}, which the checkpoint has: its layers are {list(history.kept)}. Make a new "
+                "trainer, with the untrimmed model that the run began with, and resume there."
+            )
         self._take_out([i for i, layer in enumerate(self.history.kept) if layer not in history.kept])
         self.history = history
         return self.run.model
