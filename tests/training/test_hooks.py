@@ -11,6 +11,8 @@ from trim_trainer.training import hooks
 from trim_trainer.training.hooks import HookedTrainer
 
 SIGNATURES = {
+    "_init_training_state": "(self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial)"
+    " -> tuple[int, int]",
     "_prepare_for_training": "(self, max_steps, train_dataloader, resume_from_checkpoint)",
     "_finalize_training": "(self, trial, num_train_samples, start_time)",
     "_load_best_model": "(self) -> None",

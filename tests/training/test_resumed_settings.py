@@ -365,6 +365,17 @@ def test_resuming_can_be_asked_for_as_scripts_do(way, copied):
     assert_same_weights(trainer, folder)
 
 
+def test_a_run_that_is_resumed_at_its_very_end_has_the_same_result(tmp_path):
+    fields = {"max_steps": 20, "save_steps": 10}  # ends in the middle of an epoch of 16 steps
+    whole = make(tmp_path, **fields)
+    whole.train()
+    again = make(tmp_path, **fields)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 20 and steps(again) == steps(whole)
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], tensor)
+
+
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="'nowhere' is no folder"):
         make(tmp_path).train(resume_from_checkpoint="nowhere")

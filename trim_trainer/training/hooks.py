@@ -28,6 +28,10 @@ class HookedTrainer(SFTTrainer):
 
     # Moments of the training loop.
 
+    def goes_on(self, max_steps: int) -> bool:
+        """Whether a resumed run of that length has a step left to train; the Trainer trains one in any case."""
+        return True
+
     def before_preparing(self, max_steps: int, num_epochs: float) -> None:
         """Optimizer and wrappers are not made yet; the length of the run is known."""
 
@@ -39,6 +43,14 @@ class HookedTrainer(SFTTrainer):
 
     def before_best_model(self) -> None:
         """The weights of `state.best_model_checkpoint` are about to be loaded."""
+
+    def _init_training_state(
+        self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+    ):
+        epochs_trained, steps_trained = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        return (epochs_trained if self.goes_on(max_steps) else num_train_epochs), steps_trained
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
         self.before_preparing(max_steps, self.length_in_epochs(max_steps, train_dataloader))

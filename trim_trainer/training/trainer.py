@@ -189,6 +189,10 @@ class TrimTrainer(HookedTrainer):
             logger.warning(caveat)
         return output
 
+    def goes_on(self, max_steps: int) -> bool:
+        """A checkpoint of the last step is the result: a step more would be one too many."""
+        return self.trimming is None or self.state.global_step < max_steps
+
     def before_preparing(self, max_steps: int, num_epochs: float) -> None:
         """Plan the drops, and freeze what does not train before the optimizer is made."""
         if self.trimming is None:
