@@ -90,6 +90,7 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
         ({"conversations": [{"from": "user", "value": "Hi"}]}, {"messages": TURNS["prompt"]}, True),
         ({"prompt": "a", "choices": ["b", "c"], "answer": np.int64(1)}, {"prompt": "a", "completion": "c"}, True),
         ({"prompt": "a", "completion": "c", "answer": "c"}, {"prompt": "a", "completion": "c", "answer": 7}, True),
+        ({"prompt": "a", "choices": ["b", "c"], "answer": "c"}, {"prompt": "a", "completion": "c"}, False),  # no index
         ({"input_ids": torch.tensor([1, 2]), "text": "a"}, {"input_ids": [1, 2]}, True),
         ({"question": "a", "id": 1}, {"question": "a", "id": 2}, False),  # no known format: all columns
     ],

@@ -18,6 +18,16 @@ def has_choices(example: dict) -> bool:
     return "input_ids" not in example and "prompt" in example and example.get("choices") is not None
 
 
+def right_choice(example: dict) -> Any:
+    """The completion that `answer` names; None: it names none."""
+    choices, answer = plain(example["choices"]), plain(example.get("answer"))
+    return choices[answer] if isinstance(choices, list) and _is_index(answer, choices) else None
+
+
+def _is_index(answer: Any, choices: list) -> bool:
+    return type(answer) is int and 0 <= answer < len(choices)
+
+
 def check_choices(dataset: Iterable[dict], name: str) -> None:
     """Check that each multiple-choice example has exactly one right answer among its choices.
 
@@ -57,7 +67,7 @@ def _check_example(example: dict, where: str) -> None:
             raise CalibrationError(
                 f"{where}`choices[{number}]` is {_shown(choice)}, expected {expected}, as the `prompt` is one."
             )
-    if type(answer) is not int or not 0 <= answer < len(choices):
+    if not _is_index(answer, choices):
         raise CalibrationError(
             f"{where}`answer` is {_shown(answer)}, expected the index of the right choice, from 0 to {len(choices) - 1}."
         )

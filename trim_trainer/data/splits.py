@@ -10,7 +10,7 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 from trl import maybe_convert_to_chatml
 
-from .choices import CalibrationError, check_choices, has_choices
+from .choices import CalibrationError, check_choices, has_choices, right_choice
 from .contents import digest, plain, plain_rows
 
 __all__ = [
@@ -49,7 +49,7 @@ def example_key(example: dict, text_field: str = "text") -> str:
         return digest(example)
     held = {column: example.get(column) for column in columns}
     if columns[0] == "prompt" and held["completion"] is None and has_choices(example):
-        held["completion"] = plain(example["choices"])[int(example["answer"])]
+        held["completion"] = right_choice(example)
     if columns[0] != "input_ids":
         is_chat = not isinstance(example[columns[0]], str)
         held |= {column: _given(example.get(column)) for column in (*_IMAGES, *(_TEMPLATE if is_chat else ()))}

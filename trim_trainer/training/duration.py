@@ -49,5 +49,5 @@ def forward_tokens(trainer: TrimTrainer) -> float:
     num_passes = 1 + (history.num_layers * 0.75 if find_criterion(trainer.trimming.criterion).scans else 1)
     mean_scanned = sum(schedule.depths) / len(schedule.depths) / history.num_layers
     scans = num_rounds * calibration * num_passes * mean_scanned
-    evaluation = sum(example.num_tokens for example in trainer.evaluation_sets.all_examples) * 2
+    evaluation = sum(example.num_tokens for example in trainer.evaluation_examples) * 2
     return training + scans + evaluation

@@ -43,11 +43,6 @@ class EvaluationSets:
         self._offered: Rows | Examples = []  # of the set that is evaluated now
 
     @property
-    def all_examples(self) -> Examples:
-        """Those of all sets, one after the other."""
-        return [example for examples in self.examples.values() for example in examples]
-
-    @property
     def caveats(self) -> list[str]:
         """What the model card has to say of the sets that are long streams."""
         return [

@@ -47,7 +47,7 @@ def make_trimming(
             protected_layers=tuple(args.protected_layers or ()),
         ),
         QualityFloor(args.max_metric_drop, metric),
-        other_examples=trainer.evaluation_sets.all_examples,
+        other_examples=trainer.evaluation_examples,
         on_round=lambda a_round: log_drop(trainer, a_round),
         before_drop=trainer.keep_depth,
     )

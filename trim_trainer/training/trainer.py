@@ -150,6 +150,11 @@ class TrimTrainer(HookedTrainer):
         return base_weights_of(self)
 
     @property
+    def evaluation_examples(self) -> list[ScoredExample]:
+        """Those of all evaluation sets, one after the other."""
+        return [example for examples in self.evaluation_sets.examples.values() for example in examples]
+
+    @property
     def causal_lm(self) -> PreTrainedModel:
         """The model whose layers are dropped: inside adapters, and without what distributed training wraps it in."""
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
