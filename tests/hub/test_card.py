@@ -165,3 +165,31 @@ def test_recipe_and_plots_stand_beside_the_card(tmp_path):
     for name in re.findall(r"!\[.*?\]\((.*?)\)", card):
         assert (tmp_path / name).stat().st_size > 1000
     assert len(re.findall(r"!\[", card)) == 2
+
+
+def test_each_evaluation_set_has_its_figures():
+    def of(depth, easy, hard):
+        quality = {
+            "easy": Quality(24, 30, 1.5, easy),
+            "hard": Quality(10, 12, 2.5, hard),
+            "prose": Quality(5, 50, 3.25),
+        }
+        return Measurement(depth, depth * 1000, quality=quality)
+
+    history = replace(make_history(), untrimmed=of(6, 0.4, 0.2)).add(of(4, 0.875, 0.3))
+    family = tuple(Member(f"depth-{depth}", of(depth, 0.5, 0.1), depth, 1000) for depth in (5, 4))
+    card = render_card(history, FACTS, "me/tiny", family=family)
+    assert (
+        ": accuracy on `easy` 40.0 % before training → 87.5 % with 4 layers (n = 24), accuracy on `hard` 20.0 % before "
+        "training → 30.0 % with 4 layers (n = 10)."
+    ) in card
+    assert "| loss on `prose` (nats per scored token) | 3.2500 | 3.2500 |" in card
+    assert "accuracy on `prose`" not in card
+    for line in (
+        "| accuracy on `hard` (95 % interval, n = 10) | 20.0 % (",
+        "| `depth-5` | 5 | 5,000 | `easy`: 50.0 % (",
+    ):
+        assert line in card
+    metrics = head_of(card)["model-index"][0]["results"][0]["metrics"]
+    found = [(metric["name"], metric["value"]) for metric in metrics]
+    assert found == [("accuracy on easy (n = 24)", 0.875), ("accuracy on hard (n = 10)", 0.3)]
