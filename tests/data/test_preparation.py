@@ -207,7 +207,9 @@ def test_every_choice_is_scored_as_it_would_train(name, letters, tmp_path):
     assert of_answers == unpredicted(right)
 
 
-@pytest.mark.parametrize("kind", ["list", "stream", "typed stream", "numpy", "arrow", "pandas"])
+@pytest.mark.parametrize(
+    "kind", ["list", "stream", "typed stream", "numpy stream", "arrow stream", "numpy", "arrow", "pandas"]
+)
 def test_the_kind_of_data_set_changes_nothing(kind, letters):
     dataset = make_dataset("tools typed as JSON")
     rows = list(dataset)
@@ -215,6 +217,8 @@ def test_the_kind_of_data_set_changes_nothing(kind, letters):
         "list": rows,
         "stream": IterableDataset.from_generator(lambda: iter(rows)),
         "typed stream": dataset.to_iterable_dataset(),
+        "numpy stream": dataset.to_iterable_dataset().with_format("numpy"),
+        "arrow stream": dataset.to_iterable_dataset().with_format("arrow"),
     }.get(kind)
     expected = tokenize_examples(dataset, letters)
     assert tokenize_examples(dataset.with_format(kind) if given is None else given, letters) == expected

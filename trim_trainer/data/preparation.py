@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from datasets.iterable_dataset import ExamplesIterable
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
 from trl import SFTConfig, SFTTrainer
@@ -148,6 +148,7 @@ def read_rows(dataset: Iterable[dict]) -> list[dict[str, Any]]:
 
     Tensors stay tensors, as TRL's templates see them; numpy, Arrow and data frames hold no messages.
     """
-    if getattr(dataset, "format", None) and dataset.format["type"] in ("numpy", "arrow", "pandas", "polars"):
+    is_table = isinstance(dataset, Dataset) and dataset.format["type"] in ("numpy", "arrow", "pandas", "polars")
+    if is_table or isinstance(dataset, IterableDataset):
         dataset = dataset.with_format(None)
     return [dict(row) for row in dataset]

@@ -1,5 +1,7 @@
 """The private parts of TRL's and Transformers' trainers that a trimming run hangs on: all of them, and nothing else.
 
+But for one: the preparation of data, which runs without a trainer too (`data/preparation.py`).
+
 Each is named here once and handed on under a public name. `tests/training/test_hooks.py` holds their signatures in the
 installed versions; `setup.cfg` bounds the versions to those that were tested. Where a callback runs at the same moment, it
 is a callback: layers drop in `on_step_end` and `on_epoch_end` (`TrimCallback`), right before logging, evaluating and saving,

@@ -307,8 +307,9 @@ class TrimTrainer(HookedTrainer):
         if args.compensation_size == 0:
             return []
         check_compensated_settings(self)
-        rows = read_rows(draw_rows(self.train_dataset, args.compensation_size, args.seed))  # prepared already
-        examples = scored_by("loss", score_rows(rows, self.prepare_rows, args.max_length))
+        rows = read_rows(draw_rows(self.train_dataset, args.compensation_size, args.seed))
+        is_prepared = all("input_ids" in row for row in rows)  # unless the run leaves it to the collator
+        examples = scored_by("loss", score_rows(rows, list if is_prepared else self.prepare_rows, args.max_length))
         check_compensation(self.causal_lm, min(examples, key=lambda example: example.num_tokens))
         return examples
 
