@@ -1,9 +1,12 @@
 """One way to load a model for every command."""
 
+import json
+
 import pytest
 import torch
 import zoo
-from peft import LoraConfig
+from histories import make_history
+from peft import LoraConfig, get_peft_model
 from tiny import make_model
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
@@ -69,3 +72,16 @@ def test_an_adapter_apart_is_loaded_as_what_was_trained(make_trainer, tmp_path):
         assert TrimHistory.load(dropped).num_layers == 6  # goes on with the run's history
         merged = drop_layers(trainer.model.merge_and_unload() if name.name == "adapter" else source.load_model(), [1])
         assert_close(logits(AutoModelForCausalLM.from_pretrained(dropped)), logits(merged), atol=2e-4, rtol=1e-3)
+
+
+def test_an_adapter_of_a_checkpoint_to_resume_from_is_not_put_on_the_untrimmed_model(tmp_path):
+    base, folder = tmp_path / "base", tmp_path / "checkpoint-16"
+    make_model().save_pretrained(base)
+    get_peft_model(make_model(num_layers=4), LoraConfig(task_type="CAUSAL_LM", r=2)).save_pretrained(folder)
+    config = json.loads((folder / "adapter_config.json").read_text()) | {"base_model_name_or_path": str(base)}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    make_history().save(folder)  # four of six layers are left
+    with pytest.raises(
+        ValueError, match="is an adapter of 4 layers, its base model .* has 6: it is a checkpoint to resume"
+    ):
+        Source.of(str(folder)).load_model()

@@ -1,6 +1,7 @@
 """After publishing, each revision is loaded as a stranger would: fresh process, empty cache, plain loaders."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from torch.testing import assert_close
 
 from trim_trainer import TrimTrainer
 from trim_trainer.hub.layout import kind_of, stale_files
+from trim_trainer.hub.staging import StagingError, stage
 
 REPO = "me/tiny-trimmed"
 
@@ -185,3 +187,21 @@ def test_a_tokenizer_that_people_brought_stays_where_none_is_published():
         "merges.txt",
         "tokenizer_config.json",
     ]
+
+
+def test_code_without_which_a_model_does_not_load_goes_along_and_no_other(trained, tmp_path):
+    folder = shutil.copytree(trained[0], tmp_path / "out")
+    (folder / "scratch.py").write_text("TOKEN = 1\n")
+    assert "scratch.py" not in stage(folder, REPO)[-1].files
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "org/code--configuration_x.X", "AutoModelForCausalLM": "modeling_x.X"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(StagingError, match="lacks modeling_x.py, which `auto_map` names"):
+        stage(folder, REPO)
+    (folder / "modeling_x.py").write_text("from .layers_x import Y\n")
+    (folder / "layers_x.py").write_text("#!/usr/bin/env python\n")
+    staged = stage(folder, REPO)[-1]
+    assert {"modeling_x.py", "layers_x.py"} <= staged.files.keys() and staged.has_code
+    (folder / "layers_x.py").write_text(f"TOKEN = 'hf_{'a' * 30}'\n")
+    with pytest.raises(StagingError, match="layers_x.py' holds a secret"):
+        stage(folder, REPO)

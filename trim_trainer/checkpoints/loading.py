@@ -19,9 +19,11 @@ from transformers import (
 )
 from transformers.utils import CONFIG_NAME, cached_file
 
+from ..architectures.configs import num_layers
 from ..data.quickstart import resolve_source
 from ..import_messages import say_import_messages
-from ..records.files import ADAPTER_CONFIG, ADAPTER_DIR
+from ..records.files import ADAPTER_CONFIG, ADAPTER_DIR, HISTORY_NAME
+from ..records.history import TrimHistory
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,15 @@ class Source:
         """The base model with the adapter merged into it.
 
         Raises:
-            ValueError: its weights are quantized, and the adapter would be rounded away.
+            ValueError: its weights are quantized, and the adapter would be rounded away; or it has layers that the adapter
+                was not trained with, as that of a checkpoint to resume from.
         """
+        beside, depth = Path(self.adapter) / HISTORY_NAME, num_layers(base.config)
+        if beside.is_file() and (trained := TrimHistory.load(beside.parent).depth) != depth:
+            raise ValueError(
+                f"`model` {self.adapter!r} is an adapter of {trained} layers, its base model {self.path!r} has {depth}: it is "
+                "a checkpoint to resume from. Resume the run from it and call `save_model`."
+            )
         if getattr(base, "hf_quantizer", None) is not None:
             raise ValueError(
                 f"`model` {self.path!r} has quantized weights and an adapter, {self.adapter!r}: merged, it would be rounded "

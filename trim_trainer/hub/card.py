@@ -70,6 +70,7 @@ def render_card(
     revision: str = "main",
     family: tuple[Member, ...] = (),
     has_adapter: bool = False,
+    has_code: bool = False,
 ) -> str:
     """Return the model card as Markdown with its YAML head.
 
@@ -80,6 +81,7 @@ def render_card(
         revision: Branch of it.
         family: All depths that the repository holds.
         has_adapter: Whether an adapter lies beside the weights, without which they are not the model.
+        has_code: Whether the model comes with code of its own.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("trim_trainer.hub"), undefined=jinja2.StrictUndefined, trim_blocks=True,
@@ -99,6 +101,7 @@ def render_card(
         repo_id=repo_id,
         revision=revision,
         family=family,
+        has_code=has_code,
         adapter_dir=ADAPTER_DIR if has_adapter else None,
         before=history.untrimmed,
         after=history.trimmed,

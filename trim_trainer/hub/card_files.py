@@ -26,7 +26,10 @@ def write_card(directory: str | Path, history: TrimHistory, facts: CardFacts) ->
         plot_importance(scored, folder / IMPORTANCE_PLOT)
     if scored.drops:
         plot_metric(scored, folder / METRIC_PLOT)
-    card, path = render_card(history, facts, has_adapter=(folder / ADAPTER_DIR).is_dir()), folder / CARD_NAME
+    card, path = (
+        render_card(history, facts, has_adapter=(folder / ADAPTER_DIR).is_dir(), has_code=any(folder.glob("*.py"))),
+        folder / CARD_NAME,
+    )
     there = path.read_text(encoding="utf-8") if path.is_file() else ""
     # A card that is none of ours is that of another trainer, or PEFT's.
     path.write_text(merge_cards(there if BEGIN in there else None, card), encoding="utf-8")

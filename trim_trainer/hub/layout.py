@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 
 from ..records.files import ADAPTER_CONFIG, ADAPTER_DIR
 
+CONFIG = "config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 

@@ -149,7 +149,9 @@ def _with_card(run: _Run, staged: Staged, family: list[Staged]) -> Staged:
     )
     name = run.repo_id.split("/")[-1]
     facts = replace(facts, model_name=name)
-    text = render_card(staged.history, facts, run.repo_id, staged.revision, members, staged.has_adapter)
+    text = render_card(
+        staged.history, facts, run.repo_id, staged.revision, members, staged.has_adapter, staged.has_code
+    )
     if (staged.folder / CARD_NAME).is_file():
         try:
             text = merge_cards((staged.folder / CARD_NAME).read_text(encoding="utf-8"), text)

@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,8 +21,8 @@ from ..records.files import (
 )
 from ..records.history import TrimHistory
 from ..records.settings import read_settings, without_local_paths
-from .layout import INDEX, SINGLE, kind_of
-from .weights import Layout, damage, depths, digest, find_layouts
+from .checks import StagingError, check_text, choose_weights, own_code, way_out
+from .layout import CONFIG, kind_of
 
 # Nothing else leaves the machine: no training arguments, optimizer, random states, logs or checkpoints.
 PUBLISHED = [
@@ -31,14 +30,7 @@ PUBLISHED = [
     "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json", "chat_template*", "*processor_config.json",
     "adapter_*", "trim_*.png", HISTORY_NAME, RECIPE_NAME, f"{ADAPTER_DIR}/*adapter_*",
 ]  # fmt: skip
-CONFIG = "config.json"
 _TEXTS = (".json", ".yaml", ".md", ".jinja", ".txt")
-_ABSOLUTE = re.compile(r"""(?<![\w./:~-])(?:/(?:[\w.@+-]+/)+[\w.@+-]+|[A-Za-z]:\\{1,2}[\w.@+-]+)""")
-_SECRETS = re.compile(r"\bhf_[A-Za-z0-9]{20,}|\b(?:sk|ghp|wandb)[-_][A-Za-z0-9_-]{20,}|AKIA[0-9A-Z]{16}")
-
-
-class StagingError(ValueError):
-    """The folder cannot be published as it is; the message says which file and why. Nothing was sent."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +47,11 @@ class Staged:
     def has_adapter(self) -> bool:
         """Whether the model is a base model and an adapter, which are loaded one after the other."""
         return f"{ADAPTER_DIR}/{ADAPTER_CONFIG}" in self.files
+
+    @property
+    def has_code(self) -> bool:
+        """Whether the model comes with code of its own, which whoever loads it has to trust."""
+        return any(name.endswith(".py") for name in self.files)
 
     @property
     def num_weight_bytes(self) -> int:
@@ -83,9 +80,9 @@ def _stage_one(folder: Path, revision: str, repo_id: str) -> Staged:
     }
     for name in (HISTORY_NAME, CONFIG):
         if name not in files:
-            raise StagingError(f"{str(folder)!r} holds no {name}: {_way_out(folder, names)}")
+            raise StagingError(f"{str(folder)!r} holds no {name}: {way_out(folder, names)}")
     history = TrimHistory.load(folder)
-    weights = _choose_weights(folder, history)
+    weights = choose_weights(folder, history)
     left_out = [name for name in names if kind_of(name) in ("weights", "adapter") and "/" not in name]
     left_out = sorted(set(left_out) - weights.files)
     files = {name: path for name, path in files.items() if name not in left_out}
@@ -95,6 +92,7 @@ def _stage_one(folder: Path, revision: str, repo_id: str) -> Staged:
     facts = CardFacts(**without_local_paths(vars(history.card)))
     history = replace(history, card=replace(facts, recipe=without_local_paths(facts.recipe)))
     files[HISTORY_NAME] = (history.to_json() + "\n").encode()
+    files |= own_code(folder, names)
     files |= _missing_plots(history, files)
     if RECIPE_NAME in files:
         files[RECIPE_NAME] = _share_recipe(files[RECIPE_NAME])
@@ -102,33 +100,6 @@ def _stage_one(folder: Path, revision: str, repo_id: str) -> Staged:
         if name.endswith(_TEXTS) and not name.startswith(("tokenizer", "vocab", "merges")):
             check_text(f"{folder / name}", as_bytes(content).decode("utf-8"))
     return Staged(revision, folder, history, files, tuple(left_out))
-
-
-def _way_out(folder: Path, names: dict[str, Path]) -> str:
-    """What a folder is that cannot be published, and what to do."""
-    if not folder.is_dir():
-        return "there is no such folder."
-    if ADAPTER_CONFIG in names and CONFIG not in names:
-        return (
-            "it is an adapter alone, such as a checkpoint to resume from. Resume the run from it and call `save_model`, "
-            "which merges the adapter or writes its base model beside it; publish that folder."
-        )
-    if any(name.endswith(".safetensors") for name in names):
-        return (
-            "nothing says which layers it lost. `save_model` of a trimming run and `trim-trainer drop MODEL --layers 3,17 "
-            "--output DIR` write that down; layers that `drop_layers` took from a model in memory are dropped again by "
-            "that command. What was not trimmed is uploaded by `hf upload`."
-        )
-    found = sorted(path.name for path in folder.glob("checkpoint-*"))
-    if found:
-        return (
-            f"it holds checkpoints ({', '.join(found[:3])}) of a run that did not end. Resume it "
-            "(`resume_from_checkpoint`) and call `save_model`, or publish one of them."
-        )
-    return (
-        "it is no checkpoint. Publish the `output_dir` of a run that called `save_model`, or what `trim-trainer drop` "
-        "wrote; `trim-trainer compare` leaves numbers and no model."
-    )
 
 
 def _missing_plots(history: TrimHistory, files: dict) -> dict[str, bytes]:
@@ -171,46 +142,6 @@ def _share_recipe(path: Path) -> Path | bytes:
         raise StagingError(f"{error} Correct the file, then publish again.") from error
     shared = without_local_paths(recipe)
     return path if shared == recipe else yaml.safe_dump(shared, sort_keys=False).encode()
-
-
-def _choose_weights(folder: Path, history: TrimHistory) -> Layout:
-    """The layout of weights that the history speaks of: whole, of its depth, and where two are, its tensors.
-
-    Raises:
-        StagingError: there is none, or it cannot be told which.
-    """
-    found = find_layouts(folder)
-    whole = [layout for layout in found if damage(folder, layout) is None]
-    if not whole:
-        what = damage(folder, found[0]) if found else f"{str(folder)!r} lacks weights: *.safetensors"
-        raise StagingError(f"{what}. Save it again.")
-    fitting = [layout for layout in whole if history.depth in depths(folder, layout)]
-    if not fitting:
-        raise StagingError(
-            f"{str(folder / whole[0].main)!r} holds no weights of {history.depth} layers, of which {HISTORY_NAME} speaks: "
-            "they are another model's. Save the model again."
-        )
-    if len(fitting) > 1:
-        digests = [digest(folder, layout.shards) for layout in fitting]
-        wanted = digests[0] if len(set(digests)) == 1 else history.card and history.card.weights
-        fitting = [layout for layout, each in zip(fitting, digests, strict=True) if each == wanted]
-    if not fitting:
-        raise StagingError(
-            f"{str(folder)!r} holds two models of {history.depth} layers, {SINGLE!r} and the shards of {INDEX!r}, and "
-            "nothing says which is the trained one. Move the older one away, then publish again."
-        )
-    return fitting[0]
-
-
-def check_text(name: str, text: str) -> None:
-    """Raise a StagingError if a text that would be published holds a secret or a path of this machine."""
-    for pattern, what in ((_SECRETS, "a secret"), (_ABSOLUTE, "a path of this machine")):
-        found = pattern.search(text)
-        if found:
-            shown = found.group() if pattern is _ABSOLUTE else found.group()[:6] + "…"
-            raise StagingError(
-                f"{name!r} holds {what}, {shown!r}. Edit the file, then publish again. Nothing was sent."
-            )
 
 
 def as_bytes(content: Path | bytes) -> bytes:
