@@ -11,6 +11,7 @@ from trl import DatasetMixtureConfig, get_dataset
 from trl.scripts.utils import DatasetConfig
 
 from .data.quickstart import resolve_source
+from .data.sources import loading_data
 from .records.settings import check_keys, check_types
 
 SPLIT_SEED = 0  # as that of all other draws of a recipe
@@ -23,7 +24,8 @@ def load_mixture(mixture: DatasetMixtureConfig) -> DatasetDict:
     seed: processes that train together, and those that evaluate later, draw the same rows.
     """
     entries = [replace(entry, path=resolve_source(entry.path)) for entry in mixture.datasets]
-    with _numpy_seed(SPLIT_SEED):
+    names = ", ".join(str(entry.data_files or entry.path) for entry in entries)
+    with _numpy_seed(SPLIT_SEED), loading_data(names):
         return get_dataset(DatasetMixtureConfig(entries, mixture.streaming, mixture.test_split_size))
 
 

@@ -7,6 +7,7 @@ from typing import Any, get_type_hints
 
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from safetensors import SafetensorError
 from trl import (
     DatasetMixtureConfig,
     ModelConfig,
@@ -16,7 +17,7 @@ from trl import (
     get_quantization_config,
 )
 
-from .checkpoints.loading import Source
+from .checkpoints.loading import Source, loading
 from .data.columns import Columns
 from .data.sources import load_source
 from .mixture import check_mixture, load_mixture, read_entries
@@ -164,6 +165,8 @@ def parse_recipe(arguments: list[str], **kwargs) -> Recipe:
         names = [word.partition("=")[0] for word in unknown if word.startswith("-")] or unknown
         check_keys("The command line", names, spellings_of(parser))
     recipe = Recipe(*parts)
+    if (length := recipe.training_args.max_length) is not None and length < 1:
+        raise ValueError(f"`max_length` is {length}, expected at least 1 token, or none.")
     if recipe.training_args.bf16 and recipe.training_args.use_cpu and not has_fast_bf16_on_cpu():
         logger.info("This CPU has no instructions for bf16, which would be slower by far: computing in float32.")
         return recipe.replace(bf16=False)
@@ -217,24 +220,29 @@ def build_trainer(recipe: Recipe, **kwargs) -> TrimTrainer:
 
 def make_trainer(recipe: Recipe, train_dataset, eval_dataset, calibration_dataset, **kwargs) -> TrimTrainer:
     """Load the model of a recipe and return its trainer on these data."""
-    args, model, settings = recipe.training_args, recipe.model_args, recipe.settings
+    args, model, settings, source = recipe.training_args, recipe.model_args, recipe.settings, recipe.source
     args.model_init_kwargs = {
-        "revision": recipe.source.revision,
+        "revision": source.revision,
         "trust_remote_code": args.trust_remote_code,
         "attn_implementation": model.attn_implementation,
         "dtype": model.dtype,
         **(args.model_init_kwargs or {}),
     }
-    trainer = TrimTrainer(
-        model=recipe.source.path,
-        args=args,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        calibration_dataset=calibration_dataset,
-        quantization_config=get_quantization_config(model),
-        peft_config=get_peft_config(model),
-        **kwargs,
-    )
+    source.load_config()  # names the model where there is none
+    try:
+        trainer = TrimTrainer(
+            model=source.path,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            calibration_dataset=calibration_dataset,
+            quantization_config=get_quantization_config(model),
+            peft_config=get_peft_config(model),
+            **kwargs,
+        )
+    except (SafetensorError, RuntimeError) as error:
+        with loading(source.path, "model_name_or_path"):
+            raise error
     trainer.recipe = settings
     return trainer
 
@@ -249,6 +257,7 @@ def check_recipe(recipe: Recipe) -> tuple[int, int]:
         ValueError: see `check_model`.
     """
     source, given = recipe.source, recipe.training_args.model_init_kwargs or {}
+    source.load_config()  # names the model where there is none
     args = recipe.replace(model_init_kwargs={"revision": source.revision} | given).training_args
     return check_model(source.path, args)
 

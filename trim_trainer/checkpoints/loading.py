@@ -1,10 +1,13 @@
 """One way to load a model for every command: a Hub name, `name@revision`, a folder, or a `pypi:` source."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
@@ -20,10 +23,41 @@ from transformers import (
 from transformers.utils import CONFIG_NAME, cached_file
 
 from ..architectures.configs import num_layers
+from ..causes import tell
 from ..data.quickstart import resolve_source
 from ..import_messages import say_import_messages
 from ..records.files import ADAPTER_CONFIG, ADAPTER_DIR, HISTORY_NAME
 from ..records.history import TrimHistory
+
+
+class SourceError(OSError):
+    """A model cannot be loaded from where it was said to be; the message names it, and why."""
+
+
+@contextmanager
+def loading(name: str, field: str = "model") -> Iterator[None]:
+    """Errors of libraries within say which model it was, in one line that other processes can hand on.
+
+    Args:
+        name: As the user wrote it.
+        field: What the user calls it.
+
+    Raises:
+        SourceError: there is no such model, it cannot be reached, or its files are damaged.
+        ValueError: its files do not make a model.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"`{field}` {name!r} cannot be loaded: {tell(error)}") from error
+    except (OSError, SafetensorError) as error:
+        raise SourceError(f"`{field}` {name!r} cannot be loaded: {tell(error)}") from error
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ValueError(
+            f"`{field}` {name!r} cannot be loaded: its weights have other shapes than its config.json says."
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -77,13 +111,15 @@ class Source:
 
     def load_config(self) -> PretrainedConfig:
         """Load the config alone."""
-        whole = self.with_adapter()
-        return AutoConfig.from_pretrained(whole.path, **whole.options)
+        with loading(self.path):
+            whole = self.with_adapter()
+            return AutoConfig.from_pretrained(whole.path, **whole.options)
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer."""
-        whole = self.with_adapter()
-        return AutoTokenizer.from_pretrained(whole.path, **whole.options)
+        with loading(self.path):
+            whole = self.with_adapter()
+            return AutoTokenizer.from_pretrained(whole.path, **whole.options)
 
     def load_processing_class(self) -> PreTrainedTokenizerBase | ProcessorMixin:
         """Load what SFTTrainer would prepare texts with: the processor of an image-text model, else the tokenizer."""
@@ -111,8 +147,10 @@ class Source:
             OSError: there is no such model.
             ValueError: weights are missing, or quantized weights have an adapter.
         """
-        auto, whole = AutoModelForImageTextToText if self.is_composite else AutoModelForCausalLM, self.with_adapter()
-        loaded, info = auto.from_pretrained(whole.path, dtype=dtype, output_loading_info=True, **whole.options)
+        auto = AutoModelForImageTextToText if self.is_composite else AutoModelForCausalLM
+        with loading(self.path):
+            whole = self.with_adapter()
+            loaded, info = auto.from_pretrained(whole.path, dtype=dtype, output_loading_info=True, **whole.options)
         say_import_messages(loaded)
         if info["missing_keys"]:
             names = ", ".join(sorted(info["missing_keys"])[:3])

@@ -1,10 +1,9 @@
 """`trim-trainer drop`: drop layers of a checkpoint, without training."""
 
-import sys
 from pathlib import Path
 
 from ..evaluation.quiet import quiet_libraries
-from .options import Parser
+from .options import DTYPES, Parser, check_folder
 
 
 def drop(arguments: list[str]) -> int:
@@ -14,26 +13,24 @@ def drop(arguments: list[str]) -> int:
     parser.add_argument("--layers", required=True, help="numbers and ranges of layers, from 0: 3,17,20-24")
     parser.add_argument("--output", required=True, help="folder for the result; empty, or not there yet")
     parser.add_argument("--revision", default="main", help="branch, tag or commit on the Hub")
-    parser.add_argument("--dtype", default="auto", help="auto (as stored), float32, bfloat16 or float16")
+    parser.add_argument(
+        "--dtype", default="auto", choices=DTYPES, help="auto (as stored), float32, bfloat16 or float16"
+    )
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     options = parser.parse_args(arguments)
     from ..checkpoints.dropping import drop_from_checkpoint, parse_layers
-    from ..checkpoints.verification import VerificationError
-    from ..surgery.drop import SurgeryError
 
     quiet_libraries()
-    try:
-        done = drop_from_checkpoint(
-            options.model,
-            parse_layers(options.layers),
-            options.output,
-            revision=options.revision,
-            dtype=options.dtype,
-            trust_remote_code=options.trust_remote_code,
-        )
-    except (ValueError, OSError, SurgeryError, VerificationError) as error:
-        print(f"trim-trainer: {error}", file=sys.stderr)
-        return 2
+    if not Path(options.output).is_file():  # what is there is looked at below
+        check_folder("--output", options.output)
+    done = drop_from_checkpoint(
+        options.model,
+        parse_layers(options.layers),
+        options.output,
+        revision=options.revision,
+        dtype=options.dtype,
+        trust_remote_code=options.trust_remote_code,
+    )
     print(
         f"{done.num_layers} → {done.depth} layers, {done.num_parameters:,} → {done.num_parameters_after:,} parameters, "
         f"{'with' if done.has_tokenizer else 'without a'} tokenizer."

@@ -1,12 +1,11 @@
 """`trim-trainer evaluate`: checkpoints side by side."""
 
 import json
-import sys
 from pathlib import Path
 
 from ..evaluation.quiet import quiet_libraries
 from . import tables
-from .options import Parser
+from .options import DTYPES, Parser, at_least, check_file
 
 
 def evaluate(arguments: list[str]) -> int:
@@ -16,9 +15,11 @@ def evaluate(arguments: list[str]) -> int:
     )
     parser.add_argument("models", nargs="+", help="Hub ids (name@revision for a branch or tag) or folders")
     parser.add_argument("--task", nargs="+", default=[], help="recipes, or YAML files with the data of one alone")
-    parser.add_argument("--limit", type=int, help="examples, or windows of running text, per task")
-    parser.add_argument("--dtype", default="auto", help="auto (as stored), float32, bfloat16 or float16")
-    parser.add_argument("--batch-tokens", type=int, help="tokens of one pass; default: what is fast")
+    parser.add_argument("--limit", type=at_least(1), help="examples, or windows of running text, per task")
+    parser.add_argument(
+        "--dtype", default="auto", choices=DTYPES, help="auto (as stored), float32, bfloat16 or float16"
+    )
+    parser.add_argument("--batch-tokens", type=at_least(1), help="tokens of one pass; default: what is fast")
     parser.add_argument("--lm-eval", action="store_true", help="the accuracy by lm-evaluation-harness too")
     parser.add_argument("--output", help="JSON file for the numbers")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -28,18 +29,17 @@ def evaluate(arguments: list[str]) -> int:
     from ..evaluation.tasks import read_task
 
     quiet_libraries()
-    try:
-        reports = evaluate_checkpoints(
-            options.models,
-            [read_task(path, options.limit) for path in options.task],
-            dtype=options.dtype,
-            batch_tokens=options.batch_tokens,
-            has_lm_eval=options.lm_eval,
-            trust_remote_code=options.trust_remote_code,
-        )
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(f"trim-trainer: {error}", file=sys.stderr)
-        return 2
+    if options.output is not None:
+        check_file("--output", options.output)
+        Path(options.output).parent.mkdir(parents=True, exist_ok=True)
+    reports = evaluate_checkpoints(
+        options.models,
+        [read_task(path, options.limit) for path in options.task],
+        dtype=options.dtype,
+        batch_tokens=options.batch_tokens,
+        has_lm_eval=options.lm_eval,
+        trust_remote_code=options.trust_remote_code,
+    )
     numbers = json.dumps([report.to_plain() for report in reports], indent=1)
     if options.output is not None:
         Path(options.output).write_text(numbers + "\n", encoding="utf-8")

@@ -5,6 +5,7 @@ import sys
 from importlib import import_module
 
 from .. import __version__
+from .errors import say_errors
 
 # Command -> what `trim-trainer --help` says of it; the function of that name in the file of that name runs it.
 COMMANDS = {
@@ -18,8 +19,11 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a subcommand; return the exit status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    """Run a subcommand; return the exit status: 0, 2 for what is wrong with what was asked, 130 if it is interrupted."""
+    return say_errors(_run, sys.argv[1:] if arguments is None else arguments)
+
+
+def _run(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="trim-trainer", description="Fine-tune an LLM while its layers are dropped.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)

@@ -1,7 +1,6 @@
 """`trim-trainer publish`: put a trimmed model and its depths on the Hub."""
 
 import argparse
-import sys
 
 from ..evaluation.quiet import quiet_libraries
 from .options import Parser
@@ -17,18 +16,10 @@ def publish(arguments: list[str]) -> int:
     parser.add_argument("--private", action=argparse.BooleanOptionalAction, help="default: that of the account")
     parser.add_argument("--commit-message", help="of each commit")
     options = parser.parse_args(arguments)
-    from ..hub.publishing import PublishError
     from ..hub.publishing import publish as to_hub
-    from ..hub.staging import StagingError
 
     quiet_libraries()
-    try:
-        done = to_hub(
-            options.directory, options.repo_id, private=options.private, commit_message=options.commit_message
-        )
-    except (StagingError, PublishError) as error:
-        print(f"trim-trainer: {error}", file=sys.stderr)
-        return 2
+    done = to_hub(options.directory, options.repo_id, private=options.private, commit_message=options.commit_message)
     for each in done:
         what = f"commit {each.commit[:8]}" if each.is_new else f"unchanged at {each.commit[:8]}"
         print(f"{each.revision}: {each.depth} layers, {what}, tag {each.tag}, {each.url}")

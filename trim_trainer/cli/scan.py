@@ -1,11 +1,10 @@
 """`trim-trainer scan`: how much each layer of a checkpoint matters."""
 
 import json
-import sys
 
 from ..evaluation.quiet import quiet_libraries
 from . import tables
-from .options import Parser
+from .options import DTYPES, Parser, at_least, between, check_folder
 
 
 def scan(arguments: list[str]) -> int:
@@ -16,12 +15,18 @@ def scan(arguments: list[str]) -> int:
     parser.add_argument("--split", help="of the data; default: validation, else the first there is")
     parser.add_argument("--criterion", default="sensitivity", help="a name in trim_trainer.CRITERIA")
     parser.add_argument("--metric", choices=("accuracy", "loss"), help="default: accuracy if there are choices")
-    parser.add_argument("--size", type=int, default=50, help="examples, drawn at random (default: 50)")
-    parser.add_argument("--max-length", type=int, help="cut examples behind so many tokens; default: none is cut")
-    parser.add_argument("--racing-confidence", type=float, help="stop layers that are clearly worse, such as 0.95")
-    parser.add_argument("--batch-tokens", type=int, help="tokens of one pass; default: what is fast")
-    parser.add_argument("--dtype", default="auto", help="auto (as stored), float32, bfloat16 or float16")
-    parser.add_argument("--seed", type=int, default=0, help="for the draw of the examples")
+    parser.add_argument("--size", type=at_least(1), default=50, help="examples, drawn at random (default: 50)")
+    parser.add_argument(
+        "--max-length", type=at_least(1), help="cut examples behind so many tokens; default: none is cut"
+    )
+    parser.add_argument(
+        "--racing-confidence", type=between(0.5, 1), help="stop layers that are clearly worse, such as 0.95"
+    )
+    parser.add_argument("--batch-tokens", type=at_least(1), help="tokens of one pass; default: what is fast")
+    parser.add_argument(
+        "--dtype", default="auto", choices=DTYPES, help="auto (as stored), float32, bfloat16 or float16"
+    )
+    parser.add_argument("--seed", type=at_least(0), default=0, help="for the draw of the examples")
     parser.add_argument("--output", help="folder for layer_scores.json and layer_scores.png")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
@@ -32,11 +37,9 @@ def scan(arguments: list[str]) -> int:
     from ..evaluation.layers import report_layers
 
     quiet_libraries()
-    try:
-        report = report_layers(options.pop("model"), options.pop("data"), **options)
-    except (ValueError, OSError) as error:
-        print(f"trim-trainer: {error}", file=sys.stderr)
-        return 2
+    if output is not None:
+        check_folder("--output", output)
+    report = report_layers(options.pop("model"), options.pop("data"), **options)
     if output is not None:
         report.save(output)
     if as_json:

@@ -4,7 +4,8 @@ import sys
 
 from ..evaluation.quiet import quiet_libraries
 from . import tables
-from .help import HELP, print_help
+from .help import HELP, USAGE, print_help
+from .options import check_folder
 from .progress import replace_progress_bar
 
 
@@ -17,22 +18,19 @@ def train(arguments: list[str]) -> int:
     from ..training.duration import estimate_seconds
 
     quiet_libraries()
-    try:
-        recipe = parse_recipe(arguments, prog="trim-trainer train")
-        print(f"Loading {recipe.model_args.model_name_or_path} and {recipe.script_args.data_name} …", flush=True)
-        trainer = build_trainer(recipe)
-        replace_progress_bar(trainer)
-        if trainer.history is not None:
-            minutes = estimate_seconds(trainer) / 60
-            print(
-                f"{trainer.history.num_layers} → {trainer.history.target_layers} layers, about {minutes:.0f} min on "
-                f"{describe_device(trainer)}.",
-                flush=True,
-            )
-        trainer.train(resume_from_checkpoint=recipe.training_args.resume_from_checkpoint)
-    except (ValueError, FileExistsError, FileNotFoundError, ModuleNotFoundError) as error:
-        print(f"trim-trainer: {error}", file=sys.stderr)
-        return 2
+    recipe = parse_recipe(arguments, prog="trim-trainer train", usage=USAGE)
+    check_folder("output_dir", recipe.training_args.output_dir)
+    print(f"Loading {recipe.model_args.model_name_or_path} and {recipe.script_args.data_name} …", flush=True)
+    trainer = build_trainer(recipe)
+    replace_progress_bar(trainer)
+    if trainer.history is not None:
+        minutes = estimate_seconds(trainer) / 60
+        print(
+            f"{trainer.history.num_layers} → {trainer.history.target_layers} layers, about {minutes:.0f} min on "
+            f"{describe_device(trainer)}.",
+            flush=True,
+        )
+    trainer.train(resume_from_checkpoint=recipe.training_args.resume_from_checkpoint)
     status = save(trainer, recipe.script_args.dataset_name)
     trainer.accelerator.end_training()
     return status

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -35,6 +36,7 @@ def _start_method() -> str:
 
 def _with_threads(num_threads: int, function: Callable[..., Result], arguments: tuple) -> Result:
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent says that it was interrupted, once
     torch.set_num_threads(num_threads)
     return function(*arguments)
 
