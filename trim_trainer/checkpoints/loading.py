@@ -28,6 +28,7 @@ from ..data.quickstart import resolve_source
 from ..import_messages import say_import_messages
 from ..records.files import ADAPTER_CONFIG, ADAPTER_DIR, HISTORY_NAME
 from ..records.history import TrimHistory
+from .plain_copy import merge
 
 
 class SourceError(OSError):
@@ -178,7 +179,8 @@ class Source:
         from peft import PeftModel
 
         where = {} if Path(self.adapter).is_dir() else {"subfolder": ADAPTER_DIR, "revision": self.revision}
-        return PeftModel.from_pretrained(base, self.adapter, **where).merge_and_unload()
+        adapted = PeftModel.from_pretrained(base, self.adapter, **where)
+        return merge(adapted, adapted)
 
 
 def default_device() -> str:

@@ -73,7 +73,7 @@ def with_older_fields(config: dict[str, Any]) -> dict[str, Any]:
     """The fields of a `config.json` with those of older readers, in every part that has a rotary embedding."""
     new = {name: with_older_fields(part) if _is_config(part) else part for name, part in config.items()}
     for name, value in older_fields(config).items():
-        if name not in new and _read(new) == _read(new | {name: value}) is not None:
+        if name not in new and _changes_nothing(new, name, value):
             new[name] = value
     return new
 
@@ -116,6 +116,17 @@ def _rope_type(config: dict[str, Any]) -> str:
 
 def _tried(config: dict[str, Any]) -> set[str]:
     return {"default", "longrope"} if config.get("model_type") in SCALING_KEYS else ROPE_TYPES
+
+
+def _changes_nothing(config: dict[str, Any], name: str, value: Any) -> bool:
+    """Whether the installed version reads a config with one more field as it does without."""
+    read = _read(config)
+    if read is None:
+        return False
+    try:
+        return _read(config | {name: value}) == read
+    except (KeyError, ValueError, TypeError):  # an older field that it takes for something else, and refuses
+        return False
 
 
 def _is_config(part: Any) -> bool:

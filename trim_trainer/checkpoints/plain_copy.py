@@ -16,7 +16,7 @@ def plain_copy(model, is_merged: bool) -> PreTrainedModel:
     """Return the model inside a `PeftModel`, copied, with the active adapters merged or without them."""
     with plain_forward(model.get_base_model()), plain_forward(model):
         copied = copy.deepcopy(model, _left_out(model))
-    return _merged_copy(model, copied) if is_merged else _without_adapters(copied)
+    return merge(model, copied) if is_merged else _without_adapters(copied)
 
 
 def without_init(config):
@@ -27,7 +27,8 @@ def without_init(config):
     return plain
 
 
-def _merged_copy(model, copied) -> PreTrainedModel:
+def merge(model, copied) -> PreTrainedModel:
+    """Merge the active adapters of `model` into `copied`, which may be the model itself, and return what is inside it."""
     base = copied.get_base_model()
     tied, was_tied = dict(base.all_tied_weights_keys), getattr(base.config, FIELD, None)
     with warnings.catch_warnings():

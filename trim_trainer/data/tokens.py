@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 # Rows -> what SFTTrainer makes of each; None: no token is left that counts.
 Prepare = Callable[[list[dict[str, Any]]], list[dict[str, Any] | None]]
+IMAGES = ("image", "images")  # columns of TRL's formats that are no text
 FORMATS = ("prompt", "messages", "conversations", "input_ids")  # columns of TRL's formats, beside the text's own
 
 
@@ -83,13 +84,18 @@ def _say_skipped(num_skipped: int, num_rows: int, max_length: int | None) -> Non
     )
 
 
+def image_column(row: dict[str, Any]) -> str | None:
+    """The column in which a row has images; None: it has none."""
+    return next((column for column in IMAGES if row.get(column) is not None and row[column] != []), None)
+
+
 def _check_text_only(row: dict[str, Any]) -> None:
-    for column in ("image", "images"):
-        if row.get(column) is not None and row[column] != []:
-            raise CalibrationError(
-                f"An example has something in `{column}`, which training sees, but layers and accuracy are scored on text "
-                "alone. Pass a `calibration_dataset`, and an `eval_dataset`, of texts."
-            )
+    column = image_column(row)
+    if column is not None:
+        raise CalibrationError(
+            f"An example has something in `{column}`, which training sees, but layers are scored on text alone. Pass a "
+            "`calibration_dataset` of texts."
+        )
 
 
 def _check_format(row: dict[str, Any], text_field: str) -> None:

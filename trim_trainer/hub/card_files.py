@@ -7,7 +7,6 @@ import yaml
 from ..records.facts import CardFacts
 from ..records.files import ADAPTER_DIR, CARD_NAME, IMPORTANCE_PLOT, METRIC_PLOT, RECIPE_NAME
 from ..records.history import TrimHistory
-from ..records.plots import plot_importance, plot_metric
 from .card import render_card
 from .merging import BEGIN, merge_cards
 
@@ -22,6 +21,11 @@ def write_card(directory: str | Path, history: TrimHistory, facts: CardFacts) ->
     if facts.recipe:
         (folder / RECIPE_NAME).write_text(yaml.safe_dump(facts.recipe, sort_keys=False), encoding="utf-8")
     scored = history.scored
+    from ..records.plots import (  # matplotlib is slow to load; `publish` alone does without
+        plot_importance,
+        plot_metric,
+    )
+
     if scored.rounds:
         plot_importance(scored, folder / IMPORTANCE_PLOT)
     if scored.drops:

@@ -10,6 +10,7 @@ from ..data.examples import ScoredExample
 from ..data.metrics import choose_metric, measure
 from ..data.preparation import read_rows
 from ..data.splits import NUM_STREAM_ROWS, first_rows
+from ..data.tokens import image_column
 from ..records.measurement import EVALUATION
 from ..scoring.processes import from_main
 from ..scoring.scan import score_choices
@@ -29,7 +30,8 @@ class EvaluationSets:
         eval_dataset: As they were before.
 
     Attributes:
-        examples: By name, for what is measured of the model; not of long streams, which may have no end.
+        examples: By name, for what is measured of the model; not of long streams, which may
+            have no end, nor of sets with images.
     """
 
     def __init__(self, trainer, eval_dataset: Rows | dict[str, Rows] | None):
@@ -44,11 +46,10 @@ class EvaluationSets:
 
     @property
     def caveats(self) -> list[str]:
-        """What the model card has to say of the sets that are long streams."""
+        """What the model card has to say of the sets that nothing was measured on: long streams, and images."""
         return [
-            f"The evaluation set{'' if name == EVALUATION else f' `{name}`'} was a stream: the calibration examples were "
-            f"compared with its first {NUM_STREAM_ROWS:,} rows only, and nothing above was measured on it."
-            for name in self._given
+            f"The evaluation set{'' if name == EVALUATION else f' `{name}`'} {_why_not_measured(dataset)}."
+            for name, dataset in self._given.items()
             if name not in self.examples
         ]
 
@@ -95,7 +96,7 @@ class EvaluationSets:
     def _scored(self, dataset: Iterable[dict], name: str) -> Examples:
         """Tokens of a set of multiple choice; none of another one, which is not read."""
         first = next(iter(dataset), None)
-        if first is None or not has_choices(first):
+        if first is None or not has_choices(first) or image_column(first) is not None:
             return []
         rows = read_rows(dataset)
         check_choices(rows, name)
@@ -103,11 +104,27 @@ class EvaluationSets:
 
 
 def _whole(dataset: Rows) -> Iterable[dict] | None:
-    """All rows of an evaluation set; None: of a stream, too many."""
+    """All rows of an evaluation set; None: they have images, which scoring does not see, or are a stream of too many."""
+    if _has_images(dataset):
+        return None
     if not isinstance(dataset, IterableDataset):
         return dataset
     rows, is_whole = first_rows(dataset)
     return rows if is_whole else None
+
+
+def _has_images(dataset: Rows) -> bool:
+    first = next(iter(dataset), None)
+    return first is not None and image_column(first) is not None
+
+
+def _why_not_measured(dataset: Rows) -> str:
+    if _has_images(dataset):
+        return "had images, which the figures of this card are not measured with"
+    return (
+        f"was a stream: the calibration examples were compared with its first {NUM_STREAM_ROWS:,} rows only, and nothing "
+        "above was measured on it"
+    )
 
 
 def _named(eval_dataset: Rows | dict[str, Rows] | None) -> dict[str, Rows]:
