@@ -1,4 +1,4 @@
-"""Checkpoints that are pushed to the Hub while training goes on: what can be loaded, and not what lies beside it."""
+"""What a run pushes: its result with its depths, and checkpoints on the way, of which it pushes what can be loaded."""
 
 import logging
 from concurrent.futures import Future
@@ -9,10 +9,32 @@ from huggingface_hub import HfApi
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy
 
-from ..hub.publishing import failed_pushes
+from ..hub.publishing import Published, failed_pushes, publish
 from ..hub.staging import PUBLISHED
+from .config import TrimConfig
 
 logger = logging.getLogger(__name__)
+
+
+def check_push(args: TrimConfig, blocking: bool, revision: str | None) -> None:
+    """Raise a ValueError for what publishing branches does not do."""
+    if not blocking or revision or args.hub_revision:
+        raise ValueError(
+            "With a target, `push_to_hub` publishes the branches `main` and `depth-N` and waits for them: leave "
+            "`blocking`, `revision` and `hub_revision` out."
+        )
+
+
+def publish_run(trainer, commit_message: str | None, token: str | None, private: bool | None) -> list[Published]:
+    """Publish what a `TrimTrainer` has saved, see `publish`; what is None is as its config says."""
+    args = trainer.args
+    return publish(
+        args.output_dir,
+        trainer.hub_model_id or args.hub_model_id or Path(args.output_dir).name,
+        private=args.hub_private_repo if private is None else private,
+        token=token or args.hub_token,
+        commit_message=commit_message,
+    )
 
 
 def start_pushes(trainer, folder: str) -> list[Future]:

@@ -9,15 +9,38 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..architectures.configs import num_layers
 from ..architectures.modules import find_layers
+from ..checkpoints.whole import find_checkpoint, read_switch
 from ..records.files import DEPTH_DIR, HISTORY_NAME
 from ..records.history import TrimHistory
 from ..records.run_record import RunRecord
 from . import fingerprints
 from .asked import EXPLAINING, KEPT, PLANNED, STOPPING, TEACHING, adapter_of, asked_of, different_settings, known_of
+from .checks import check_output_dir
 from .measuring import measure_run
 from .schedule import Start
 
 logger = logging.getLogger(__name__)
+
+
+def find_resumed(trainer, resume_from_checkpoint: str | bool | None) -> str | None:
+    """The checkpoint that a `TrimTrainer` is to resume from; None: it begins. What cannot be is refused here.
+
+    Raises:
+        FileExistsError: `output_dir` holds another run, and neither resuming nor overwriting is asked for.
+        CheckpointError: there is no whole checkpoint.
+    """
+    args = trainer.args
+    if resume_from_checkpoint is None and trainer.state.global_step == 0:
+        resume_from_checkpoint = args.resume_from_checkpoint
+    resumed = read_switch(resume_from_checkpoint)
+    trainer.base_weights  # noqa: B018  of the model that every run begins with, resumed or not
+    if trainer.is_world_process_zero():
+        check_output_dir(args.output_dir, resumed, args.overwrite_output_dir)
+    trainer.accelerator.wait_for_everyone()
+    if not trainer.is_fsdp_enabled:
+        trainer.trimming.layout  # noqa: B018  found on it, too
+        trainer.compensation_examples  # noqa: B018  on which it is tried whether that is possible
+    return find_checkpoint(args.output_dir, resumed) if resumed else None
 
 
 def resume(trainer, checkpoint: str) -> RunRecord:

@@ -1,12 +1,19 @@
-"""From a `TrimConfig` to the algorithm: what is scored, by what, how, and from where on it stops."""
+"""From a `TrimConfig` to the algorithm: what is scored, by what, how, from where on it stops, and what must not change."""
 
 from accelerate.utils import is_peft_model
 
+from ..checkpoints.frozen import FrozenWeights
 from ..data.examples import ScoredExample
 from ..data.metrics import choose_metric, scored_by
+from ..data.preparation import read_rows
+from ..data.splits import draw_rows
+from ..data.tokens import score_rows
 from ..importance.criteria import CriterionLike, criterion_name
 from ..records.history import TrimHistory
+from ..recovery.projection import check_compensation
 from ..recovery.quality_floor import QualityFloor
+from ..surgery.drop import is_quantized
+from .checks import check_compensated_settings
 from .drop_log import log_drop
 from .trimming import Trimming, TrimSettings
 
@@ -54,3 +61,28 @@ def make_trimming(
     if args.load_best_model_at_end:
         trimming.keep_untrimmed()
     return trimming
+
+
+def frozen_weights_of(trainer) -> FrozenWeights | None:
+    """What a quantized base model is when the run begins; None: it is not quantized, or spread over processes."""
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or not is_quantized(trainer.causal_lm):
+        return None
+    return FrozenWeights.take(trainer.causal_lm)
+
+
+def draw_compensation_examples(trainer) -> list[ScoredExample]:
+    """Draw `compensation_size` examples of the training set of a `TrimTrainer`, as it trains on them.
+
+    Raises:
+        ValueError: the run cannot compensate.
+        UnsupportedArchitectureError: the layers of the model cannot.
+    """
+    args = trainer.args
+    if args.compensation_size == 0:
+        return []
+    check_compensated_settings(trainer)
+    rows = read_rows(draw_rows(trainer.train_dataset, args.compensation_size, args.seed))
+    is_prepared = all("input_ids" in row for row in rows)  # unless the run leaves it to the collator
+    examples = scored_by("loss", score_rows(rows, list if is_prepared else trainer.prepare_rows, args.max_length))
+    check_compensation(trainer.causal_lm, min(examples, key=lambda example: example.num_tokens))
+    return examples

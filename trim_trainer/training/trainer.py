@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,11 @@ from transformers.trainer_utils import EvalLoopOutput
 from ..architectures.runtimes import runtime_caveats
 from ..checkpoints.frozen import FrozenWeights
 from ..checkpoints.mergeable import check_adapters
-from ..checkpoints.whole import find_checkpoint, read_switch
+from ..checkpoints.whole import read_switch
 from ..data.examples import ScoredExample
-from ..data.metrics import scored_by
 from ..data.preparation import read_rows
-from ..data.splits import draw_rows
 from ..data.tokens import score_rows
 from ..hub.card_files import write_card
-from ..hub.publishing import publish
 from ..import_messages import say_import_messages
 from ..importance.criteria import CriterionLike
 from ..records.files import DEPTH_DIR
@@ -34,10 +31,7 @@ from ..records.history import TrimHistory
 from ..records.run_record import RunRecord
 from ..recovery.compensation import compensated
 from ..recovery.distillation import Teacher
-from ..recovery.projection import check_compensation
-from ..scoring.scored_positions import scored_positions_only, scores_every_position
 from ..surgery.cpu_kernels import keep_order
-from ..surgery.drop import is_quantized
 from ..surgery.optimizer import sync_optimizer
 from ..surgery.wrapping import rewrap
 from ..surgery.zero import rebuild_engine
@@ -47,7 +41,6 @@ from .checks import (
     check_compensated_settings,
     check_distillation,
     check_model,
-    check_output_dir,
     check_router_loss,
     split_calibration,
 )
@@ -55,12 +48,13 @@ from .config import TrimConfig
 from .ending import how_it_ended, under_way
 from .evaluation_sets import EvaluationSets
 from .hooks import HookedTrainer, TrimCallback
+from .loss import can_select_positions, selected_loss
 from .measuring import measure_run, measure_trimmed
-from .pushing import report_failures, start_pushes
-from .resuming import check_plain_resumed, check_restarted, find_start, resume
+from .pushing import check_push, publish_run, report_failures, start_pushes
+from .resuming import check_plain_resumed, check_restarted, find_resumed, find_start, resume
 from .saving import clear_checkpoint, save_trimmed
 from .schedule import Start, TrimSchedule, plan_run
-from .setup import make_trimming
+from .setup import draw_compensation_examples, frozen_weights_of, make_trimming
 from .trimming import Trimming
 
 logger = logging.getLogger(__name__)
@@ -130,10 +124,7 @@ class TrimTrainer(HookedTrainer):
         self.evaluation_sets = EvaluationSets(self, eval_dataset)
         self.untrimmed_config: PretrainedConfig = copy.deepcopy(self.causal_lm.config)
         keep_order(self.model)
-        if is_quantized(self.causal_lm) and not (
-            self.is_fsdp_enabled or self.is_deepspeed_enabled
-        ):  # which spread them
-            self.frozen = FrozenWeights.take(self.causal_lm)
+        self.frozen = frozen_weights_of(self)
         self.trimming = make_trimming(self, examples, importance or args.importance, num_layers, target)
         self.start = Start(num_layers)  # from where drops are planned
         self._resumed: RunRecord | None = None  # what the checkpoint says that this run goes on with
@@ -173,22 +164,11 @@ class TrimTrainer(HookedTrainer):
             resume_from_checkpoint = read_switch(resume_from_checkpoint)
             check_plain_resumed(self, resume_from_checkpoint)
             return super().train(resume_from_checkpoint, *args, **kwargs)
-        if resume_from_checkpoint is None and self.state.global_step == 0:
-            resume_from_checkpoint = self.args.resume_from_checkpoint
-        resume_from_checkpoint = read_switch(resume_from_checkpoint)
-        self.base_weights  # noqa: B018  of the model that every run begins with, resumed or not
-        if self.is_world_process_zero():
-            check_output_dir(self.args.output_dir, resume_from_checkpoint, self.args.overwrite_output_dir)
-        self.accelerator.wait_for_everyone()
-        if not self.is_fsdp_enabled:
-            self.trimming.layout  # noqa: B018  found on it, too
-            self.compensation_examples  # noqa: B018  on which it is tried whether that is possible
-        if resume_from_checkpoint:
-            resume_from_checkpoint = find_checkpoint(self.args.output_dir, resume_from_checkpoint)
-        self._resumed = resume(self, resume_from_checkpoint) if resume_from_checkpoint else None
+        checkpoint = find_resumed(self, resume_from_checkpoint)
+        self._resumed = resume(self, checkpoint) if checkpoint else None
         self._first_depth = self.history.depth
         with under_way(self):
-            output = super().train(resume_from_checkpoint, *args, **kwargs)
+            output = super().train(checkpoint, *args, **kwargs)
         measure_trimmed(self)
         for caveat in runtime_caveats(self.model.config):
             logger.warning(caveat)
@@ -257,22 +237,12 @@ class TrimTrainer(HookedTrainer):
         """As SFTTrainer does; on a CPU the head runs on the positions that count only. A teacher is listened to too."""
         if return_outputs or not self._can_select_positions:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        with scored_positions_only(self.causal_lm, inputs) as (selected, outputs):
-            loss = super().compute_loss(model, selected, False, num_items_in_batch)
-        if self.teacher is None or not self.model.training:
-            return loss
-        divergence = self.teacher.divergence(self.causal_lm, outputs[-1], inputs)
-        num_tokens = outputs[-1].last_hidden_state.shape[1] if num_items_in_batch is None else num_items_in_batch
-        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            divergence = divergence * (self.accelerator.num_processes // self.get_tp_size())  # as SFTTrainer's loss
-        weight = self.args.distill_weight
-        return (1 - weight) * loss + weight * divergence / torch.as_tensor(num_tokens).clamp(min=1)
+        usual = partial(super().compute_loss, model, return_outputs=False, num_items_in_batch=num_items_in_batch)
+        return selected_loss(self, usual, inputs, num_items_in_batch)
 
     @cached_property
     def _can_select_positions(self) -> bool:
-        is_usual = self.compute_loss_func is None and self.label_smoother is None and not self.args.torch_compile
-        is_cheaper = scores_every_position(self.args.device) and (self.trimming is not None or self.is_compared)
-        return self.teacher is not None or (is_usual and is_cheaper)
+        return can_select_positions(self)
 
     # What the algorithm asks of the run.
 
@@ -303,15 +273,7 @@ class TrimTrainer(HookedTrainer):
             ValueError: the run cannot compensate.
             UnsupportedArchitectureError: the layers of the model cannot.
         """
-        args = self.args
-        if args.compensation_size == 0:
-            return []
-        check_compensated_settings(self)
-        rows = read_rows(draw_rows(self.train_dataset, args.compensation_size, args.seed))
-        is_prepared = all("input_ids" in row for row in rows)  # unless the run leaves it to the collator
-        examples = scored_by("loss", score_rows(rows, list if is_prepared else self.prepare_rows, args.max_length))
-        check_compensation(self.causal_lm, min(examples, key=lambda example: example.num_tokens))
-        return examples
+        return draw_compensation_examples(self)
 
     def sync_parameters(self) -> None:
         """Tell the optimizer and the wrapper of several processes what the model has and what trains."""
@@ -417,23 +379,12 @@ class TrimTrainer(HookedTrainer):
         """
         if self.trimming is None:
             return super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
-        if not blocking or revision or self.args.hub_revision:
-            raise ValueError(
-                "With a target, `push_to_hub` publishes the branches `main` and `depth-N` and waits for them: leave "
-                "`blocking`, `revision` and `hub_revision` out."
-            )
+        check_push(self.args, blocking, revision)
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
         self.finish_pushes()
-        private = self.args.hub_private_repo if private is None else private
-        return publish(
-            self.args.output_dir,
-            self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).name,
-            private=private,
-            token=token or self.args.hub_token,
-            commit_message=commit_message,
-        )
+        return publish_run(self, commit_message, token, private)
 
     def push_checkpoint(self, folder: str) -> None:
         """Push a checkpoint while training goes on: what can be loaded, and not what lies beside it."""
