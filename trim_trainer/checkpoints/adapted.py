@@ -7,27 +7,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from ..records.files import ADAPTER_DIR
 from ..surgery.adapters import TRIMMED, untrimmed_name
 from ..surgery.cpu_kernels import keep_order
 from ..surgery.ties import say_untied
 from .finishing import finish_checkpoint
 from .plain_copy import plain_copy, without_init
+from .precision import cast_tensors, say_dtype
 from .verification import verify_checkpoint
 
 CONFIG_NAME = "adapter_config.json"  # of PEFT
 
 
-def save_adapted(model, directory: str | Path, is_merged: bool) -> None:
+def save_adapted(model, directory: str | Path, is_merged: bool, dtype: torch.dtype | None = None) -> None:
     """Save a PEFT model, load it back and compare it with what was trained.
 
-    Merged, `directory` holds a standard checkpoint, in full precision if the base was quantized. Apart, it holds the
+    Merged, `directory` holds a standard checkpoint, dequantized if the base was quantized. Apart, it holds the
     trimmed base model, and its folder `adapter` an adapter whose config names `directory` as its base model.
 
     Args:
         model: A `PeftModel`, left as it is.
         directory: Where to write.
         is_merged: Merged, or apart.
+        dtype: In which weights are stored that are not quantized; None: as they are. Adapters apart stay as they train.
 
     Raises:
         VerificationError: what can be loaded is not what was trained.
@@ -36,7 +40,13 @@ def save_adapted(model, directory: str | Path, is_merged: bool) -> None:
     keep_order(model)
     plain = plain_copy(model, is_merged)
     say_untied(plain)
-    plain.save_pretrained(folder)
+    tensors = plain.state_dict()
+    cast = tensors if dtype is None else cast_tensors(plain, tensors, dtype)
+    if cast is tensors:
+        plain.save_pretrained(folder)
+    else:
+        plain.save_pretrained(folder, state_dict=cast)
+        say_dtype(folder, dtype)
     if not is_merged:
         shutil.rmtree(folder / ADAPTER_DIR, ignore_errors=True)  # of an earlier save, with adapters of other names
         names = dict.fromkeys(model.peft_config, str(folder.resolve()))

@@ -68,6 +68,7 @@ def _facts(folder: Path, source: Source, config: PretrainedConfig, earlier: Trim
         | {name: metadata.version(name) for name in ("transformers", "torch")},
         "caveats": tuple(runtime_caveats(config)),
         "oldest_transformers": oldest_reader(config),
+        "dtype": _dtype(config),
         "weights": weights_digest(folder),
     }
     if earlier is not None and earlier.card is not None:
@@ -82,6 +83,13 @@ def _facts(folder: Path, source: Source, config: PretrainedConfig, earlier: Trim
         **{name: said.get(name) for name in ("license", "license_name", "license_link")},
         **new,
     )
+
+
+def _dtype(config: PretrainedConfig) -> str | None:
+    """In which the weights are stored; None: not known, or quantized."""
+    if config.dtype is None or getattr(config, "quantization_config", None):
+        return None
+    return str(config.dtype).removeprefix("torch.")
 
 
 def _said_of(source: Source) -> dict[str, Any]:

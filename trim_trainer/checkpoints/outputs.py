@@ -11,8 +11,9 @@ SPECIAL_TOKENS = ("_token_id", "_token_index")
 # How far two models may be apart, by share of the positions, in units of what a weight's rounding does: the yardstick
 # moves every weight by a whole unit in the last place. Equal weights differ only in how the products of them are added.
 OF_EQUAL_WEIGHTS = {0.5: 1, 1.0: 2}
-# Merged, a weight is rounded twice, by half a unit at most. A router may send some tokens to another expert for it.
-OF_MERGED_WEIGHTS = {0.5: 2}
+# Merged, or stored in another precision than it was trained in, a weight is rounded once or twice, by half a unit at most.
+# A router may send some tokens to another expert for it.
+OF_ROUNDED_WEIGHTS = {0.5: 2}
 MAX_ROUNDINGS = 2
 MIN_ROUNDING = 64 * torch.finfo(torch.float32).eps  # of equal tensors whose storage is aligned differently
 INT8_ROUNDING = 2 / 127  # LLM.int8() rounds what it multiplies weights with to 8 bits
@@ -29,7 +30,7 @@ def compare_outputs(model: nn.Module, loaded: PreTrainedModel, has_equal_weights
     Args:
         model: A causal LM, or a `PeftModel` with its adapters active, evaluating.
         loaded: What is compared with it; its weights are not its own any more afterwards.
-        has_equal_weights: Without an adapter, or with it apart, not merged.
+        has_equal_weights: Without an adapter, or with it apart, not merged; and stored in the precision that `model` has.
     """
     wrong = _compare_embeddings(model, loaded)
     if wrong is not None:
@@ -45,7 +46,7 @@ def compare_outputs(model: nn.Module, loaded: PreTrainedModel, has_equal_weights
 
     least = MIN_ROUNDING * one.abs().max().clamp(min=1)
     off, rounding = ((each - other).abs().amax(-1).flatten() for each in (one, rounded))
-    for share, roundings in (OF_EQUAL_WEIGHTS if has_equal_weights else OF_MERGED_WEIGHTS).items():
+    for share, roundings in (OF_EQUAL_WEIGHTS if has_equal_weights else OF_ROUNDED_WEIGHTS).items():
         found, allowed = off.quantile(share), torch.maximum(least, roundings * rounding.quantile(share))
         if not found <= allowed:  # nor where it is not a number
             return f"its logits differ by {found:.3g}, where rounding explains {allowed:.3g}"

@@ -14,11 +14,10 @@ from ..records.files import ADAPTER_DIR
 from ..scoring.hooks import plain_forward
 from ..surgery.cpu_kernels import check_order, keep_order
 from ..surgery.drop import is_quantized
-from ..surgery.ties import adapter_parts
+from ..surgery.ties import adapter_parts, plain_name
 from .outputs import compare_outputs
 
 _ADAPTER_CONFIG = "adapter_config.json"
-_ADAPTED = (".base_layer", ".original_module", ".token_adapter")  # PEFT puts what it adapts one module deeper
 
 
 class VerificationError(RuntimeError):
@@ -54,7 +53,8 @@ def verify_checkpoint(directory: str | Path, model: nn.Module) -> None:
         loaded.set_attn_implementation(base.config._attn_implementation)
         if is_apart:
             loaded = _load_adapters(Path(directory) / ADAPTER_DIR, model, loaded)
-        wrong = compare_outputs(model, loaded.eval(), has_equal_weights=is_apart or not is_adapted)
+        is_rounded = (is_adapted and not is_apart) or loaded.dtype != base.dtype
+        wrong = compare_outputs(model, loaded.eval(), has_equal_weights=not is_rounded)
         if wrong is not None:
             raise _failed(directory, wrong)
 
@@ -95,9 +95,7 @@ def _base_tensors(model: nn.Module, is_merged: bool) -> dict[str, torch.Tensor |
     for name, tensor in model.get_base_model().state_dict().items():
         if parts & set(name.split(".")):
             continue
-        plain = name
-        for module in _ADAPTED:
-            plain = plain.replace(module, "")
+        plain = plain_name(name)
         is_changed = is_merged and (plain != name or not tensor.is_floating_point())  # merged into, or dequantized
         tensors[plain] = None if is_changed else tensor
     return tensors

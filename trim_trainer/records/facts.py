@@ -21,6 +21,7 @@ class CardFacts:
     paper: str | None = None  # where the criterion comes from
     caveats: tuple[str, ...] = ()  # runtimes that would compute something else
     oldest_transformers: str | None = None  # from which version on the checkpoint loads right
+    dtype: str | None = None  # in which most of the weights are stored; None: not known, or they are quantized
     weights: str | None = None  # digest of the tensors that this speaks of, see `hub.weights`
 
     @property

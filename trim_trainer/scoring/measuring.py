@@ -38,12 +38,13 @@ def measure_model(
         if examples
     }
     adapters = list(_adapter_parameters(model))  # merged when the model is saved
-    decoding = facts.pop("decode_tokens_per_second", None)
+    if facts.get("decode_tokens_per_second") is None:
+        facts["decode_tokens_per_second"] = measure_tokens_per_second(model)
+    if "num_bytes" not in facts:
+        facts["num_bytes"] = None if is_quantized(model) else model.get_memory_footprint() - sum(_sizes(adapters))
     return Measurement(
         depth=len(find_layers(model)),
         num_parameters=model.num_parameters() - sum(parameter.numel() for parameter in adapters),
-        num_bytes=None if is_quantized(model) else model.get_memory_footprint() - sum(_sizes(adapters)),
-        decode_tokens_per_second=decoding or measure_tokens_per_second(model),
         device=device_name(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
         precision=_precision(model) if quality else None,

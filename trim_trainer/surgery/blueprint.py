@@ -20,10 +20,12 @@ TORCH_STATE = frozenset(vars(nn.Module()))
 _MISSING = object()
 
 
-def build(model_class: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
+def build(
+    model_class: type[PreTrainedModel], config: PretrainedConfig, dtype: torch.dtype | None = None
+) -> PreTrainedModel:
     """Instantiate a model on the meta device: shapes, names, constants and computed buffers without memory for weights."""
     with torch.device("meta"), meta_device_safe_creation_ops():
-        model = model_class._from_config(copy.deepcopy(config))
+        model = model_class._from_config(copy.deepcopy(config), **({} if dtype is None else {"dtype": dtype}))
     compute_buffers(model)
     return model
 

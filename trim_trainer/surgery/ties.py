@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from ..architectures.configs import text_config
 
 FIELD = "tie_word_embeddings"
+_ADAPTED = (".base_layer", ".original_module", ".token_adapter")
 
 
 def untie(model: nn.Module) -> None:
@@ -58,6 +59,13 @@ def adapter_parts(model: nn.Module) -> set[str]:
     lists = ("adapter_layer_names", "other_param_names")
     found = {name for module in model.modules() for each in lists for name in getattr(module, each, None) or ()}
     return {name.split(".")[-1] for name in found}
+
+
+def plain_name(name: str) -> str:
+    """The name that a tensor has without adapters: PEFT puts what it adapts one module deeper."""
+    for module in _ADAPTED:
+        name = name.replace(module, "")
+    return name
 
 
 def _is_equal(one: torch.Tensor, other: torch.Tensor, tolerance: float = 0.0) -> bool:

@@ -15,6 +15,7 @@ from ..importance.criteria import CRITERIA
 from ..records.facts import CardFacts
 from ..records.history import TrimHistory
 from ..records.settings import changed_settings
+from ..surgery.drop import is_quantized
 
 VERSIONED = ("trl", "transformers", "torch", "datasets", "accelerate")
 
@@ -45,8 +46,16 @@ def collect_facts(trainer, model_name: str | None = None, dataset_name: str | No
             *runtime_caveats(trainer.model.config),
             *trainer.evaluation_sets.caveats,
         ),
+        dtype=_dtype(trainer),
         oldest_transformers=oldest_reader(trainer.model.config),
     )
+
+
+def _dtype(trainer) -> str | None:
+    """In which the weights are stored; None: quantized."""
+    if is_quantized(trainer.causal_lm) and not trainer.args.merge_adapter:
+        return None
+    return str(trainer.dtype_to_save).removeprefix("torch.")
 
 
 def _dropped_before(earlier: TrimHistory | None) -> list[str]:

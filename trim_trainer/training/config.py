@@ -5,6 +5,7 @@ from typing import Any
 
 from trl import SFTConfig
 
+from ..checkpoints.precision import AUTO, DTYPES
 from ..data.metrics import METRICS
 from ..importance.criteria import find_criterion
 
@@ -136,6 +137,15 @@ class TrimConfig(SFTConfig):
             "trimmed base model, and the adapter in its folder `adapter`."
         },
     )
+    save_dtype: str = field(
+        default=AUTO,
+        metadata={
+            "help": "Precision of the weights that `save_model` and `push_to_hub` write, and in which they are measured: "
+            "'float32', 'bfloat16', 'float16', or 'auto', that in which the base model was stored, or in which the model "
+            "trains if that is smaller. Checkpoints to resume from stay as they train.",
+            "choices": [AUTO, *DTYPES],
+        },
+    )
     overwrite_output_dir: bool = field(
         default=False,
         metadata={"help": "Whether `output_dir` may hold another trimming run, whose checkpoints are then deleted."},
@@ -175,6 +185,7 @@ class TrimConfig(SFTConfig):
             ("compensation_size", lambda v: v >= 0, "at least 0 examples"),
             ("distill_weight", lambda v: 0 < v <= 1, "a share in (0, 1]"),
             ("distill_temperature", lambda v: v > 0, "above 0"),
+            ("save_dtype", (AUTO, *DTYPES).__contains__, f"one of {', '.join((AUTO, *DTYPES))}"),
             ("max_metric_drop", lambda v: v is None or v >= 0, "at least 0; a drop of 2 points of accuracy is 0.02"),
         ]
         for name, is_valid, rule in rules:

@@ -11,6 +11,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..checkpoints.adapted import mark_trimmed, named_untrimmed, save_adapted
 from ..checkpoints.finishing import finish_checkpoint
+from ..checkpoints.precision import cast_tensors, say_dtype
 from ..checkpoints.verification import verify_checkpoint, verify_tensors
 from ..hub.card_files import write_card
 from ..hub.weights import weights_digest
@@ -43,7 +44,9 @@ def save_trimmed(trainer, output_dir: Path | None, state_dict: dict[str, torch.T
     if not is_adapted:
         if state_dict is None:
             say_untied(trainer.causal_lm)
-        write(output_dir, state_dict)
+        _write(
+            trainer, output_dir, state_dict, write, None if trainer.is_writing_checkpoint else trainer.dtype_to_save
+        )
     elif trainer.is_writing_checkpoint:
         with named_untrimmed(trainer.model):
             write(output_dir, state_dict)
@@ -52,7 +55,7 @@ def save_trimmed(trainer, output_dir: Path | None, state_dict: dict[str, torch.T
     if trainer.is_writing_checkpoint:
         _add_to_checkpoint(trainer, folder)
     elif is_adapted:
-        save_adapted(trainer.model, folder, trainer.args.merge_adapter)
+        save_adapted(trainer.model, folder, trainer.args.merge_adapter, trainer.dtype_to_save)
         trainer.processing_class.save_pretrained(folder)
     is_resumable = trainer.is_writing_checkpoint
     if not (is_resumable and is_adapted):
@@ -77,6 +80,18 @@ def _add_to_checkpoint(trainer, folder: Path) -> None:
         trainer.teacher.save(folder)
     if is_peft_model(trainer.model) and trainer.history.depth < trainer.history.num_layers:
         mark_trimmed(folder, trainer.history.depth)
+
+
+def _write(trainer, output_dir: Path | None, state_dict, write: Writer, dtype: torch.dtype | None) -> None:
+    """Write the model, its weights in `dtype`; None: as they are."""
+    if dtype is None or not trainer.args.should_save:
+        write(output_dir, state_dict)
+        return
+    tensors = trainer.causal_lm.state_dict() if state_dict is None else state_dict
+    cast = cast_tensors(trainer.causal_lm, tensors, dtype)
+    write(output_dir, state_dict if cast is tensors else cast)
+    if cast is not tensors:
+        say_dtype(output_dir or trainer.args.output_dir, dtype)
 
 
 def clear_checkpoint(trainer) -> None:

@@ -19,6 +19,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from ..architectures.runtimes import runtime_caveats
 from ..checkpoints.frozen import FrozenWeights
 from ..checkpoints.mergeable import check_adapters
+from ..checkpoints.precision import dtype_to_save, stored_dtype
 from ..checkpoints.whole import read_switch
 from ..data.examples import ScoredExample
 from ..data.preparation import read_rows
@@ -123,6 +124,7 @@ class TrimTrainer(HookedTrainer):
         examples = self.tokenize_examples(calibration_dataset)
         self.evaluation_sets = EvaluationSets(self, eval_dataset)
         self.untrimmed_config: PretrainedConfig = copy.deepcopy(self.causal_lm.config)
+        self._stored_dtype = stored_dtype(self.untrimmed_config, (args.model_init_kwargs or {}).get("cache_dir"))
         keep_order(self.model)
         self.frozen = frozen_weights_of(self)
         self.trimming = make_trimming(self, examples, importance or args.importance, num_layers, target)
@@ -150,6 +152,16 @@ class TrimTrainer(HookedTrainer):
         """The model whose layers are dropped: inside adapters, and without what distributed training wraps it in."""
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         return model.get_base_model() if is_peft_model(model) else model
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether FSDP or DeepSpeed hold weights or what is computed of them."""
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
+
+    @property
+    def dtype_to_save(self) -> torch.dtype:
+        """In which the weights are stored that `save_model` writes."""
+        return dtype_to_save(self.causal_lm, self.args.save_dtype, self._stored_dtype)
 
     # Where the algorithm meets the Trainer's loop.
 
