@@ -1,7 +1,7 @@
 """The evaluation sets of a run by name, and the accuracy over their choices that stands beside SFTTrainer's metrics."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from datasets import Dataset, IterableDataset
 
@@ -53,13 +53,28 @@ class EvaluationSets:
             if name not in self.examples
         ]
 
-    def begin(self, eval_dataset: Rows | str | None) -> None:
-        """Note what is about to be evaluated, as it was passed to `evaluate`; its rows are checked.
+    def evaluate(
+        self, usual: Callable[..., dict[str, float]], eval_dataset: Rows | dict[str, Rows] | str | None, prefix: str
+    ) -> dict[str, float]:
+        """Evaluate as SFTTrainer does, with `accuracy` at hand for each set; its rows are checked before.
+
+        Args:
+            usual: SFTTrainer's `evaluate`.
+            eval_dataset: What was passed to it.
+            prefix: Of the names of metrics.
 
         Raises:
             CalibrationError: a choice without one right answer.
         """
+        if isinstance(eval_dataset, dict):  # one by one, with its rows as they are here
+            named = {f"{prefix}_{name}": dataset for name, dataset in eval_dataset.items()}
+            metrics = (self.evaluate(usual, dataset, each) for each, dataset in named.items())
+            return {name: value for of_set in metrics for name, value in of_set.items()}
         self._offered = self._offered_by(eval_dataset)
+        try:
+            return usual(eval_dataset, metric_key_prefix=prefix)
+        finally:
+            self._offered = []  # `predict` runs the same loop, and asks for no accuracy
 
     def accuracy(self) -> float | None:
         """The accuracy of the model as it is now on what is evaluated; None: not each of the examples has choices."""
@@ -84,7 +99,8 @@ class EvaluationSets:
             return []
         for name, prepared in self._prepared.items():
             if eval_dataset is prepared or eval_dataset is self._given[name]:
-                return self.examples.get(name, self._given[name])
+                given = self._given[name]
+                return self.examples.get(name, given if isinstance(given, IterableDataset) else [])
         if isinstance(eval_dataset, IterableDataset):
             return eval_dataset
         if {"choices", "input_ids"} <= set(getattr(eval_dataset, "column_names", ())):

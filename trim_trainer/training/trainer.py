@@ -83,7 +83,6 @@ class TrimTrainer(HookedTrainer):
     is_compared = False  # with trimming runs: without a target, computes as they do, not bit for bit as SFTTrainer
     recipe: dict[str, Any] | None = None  # what `recipe.yaml` says; None: the settings that are not default
     trimming: Trimming | None = None  # None: this run drops nothing
-    _is_evaluating = False
     teacher: Teacher | None = None
     frozen: FrozenWeights | None = None  # what a quantized base model was when the run began
     has_begun = False  # to train: the plan is made, and was not refused
@@ -320,24 +319,15 @@ class TrimTrainer(HookedTrainer):
         """
         if self.trimming is None:
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        if isinstance(eval_dataset, dict):  # one by one, with its rows as they are here
-            metrics = {}
-            for name, dataset in eval_dataset.items():
-                metrics |= self.evaluate(dataset, ignore_keys, f"{metric_key_prefix}_{name}")
-            return metrics
-        self._is_evaluating = True
-        self.evaluation_sets.begin(eval_dataset)
-        try:
-            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        finally:
-            self._is_evaluating = False
+        usual = partial(super().evaluate, ignore_keys=ignore_keys)
+        return self.evaluation_sets.evaluate(usual, eval_dataset, metric_key_prefix)
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix: str = "eval"
     ) -> EvalLoopOutput:
         """As SFTTrainer's; what is added to the metrics here is there for the log, callbacks and the best model."""
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        accuracy = self.evaluation_sets.accuracy() if self._is_evaluating else None  # not in `predict`
+        accuracy = None if self.trimming is None else self.evaluation_sets.accuracy()
         if accuracy is not None:
             output.metrics.setdefault(f"{metric_key_prefix}_accuracy", accuracy)  # `compute_metrics` may have said it
         return output
