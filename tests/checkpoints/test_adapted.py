@@ -192,12 +192,15 @@ def test_an_embedding_that_no_logit_shows_is_not_verified(tmp_path):
         verify_checkpoint(tmp_path, model)
 
 
-def test_an_adapter_of_an_earlier_save_goes(tmp_path):
+def test_an_adapter_of_an_earlier_save_is_set_aside(tmp_path):
     model = adapted(lora())
     model.save_pretrained(tmp_path)
     save_adapted(model, tmp_path, is_merged=False)
     save_adapted(model, tmp_path, is_merged=True)
-    assert not list(tmp_path.rglob("adapter_*"))
+    assert not list(tmp_path.glob("adapter_*.json")) and not list(tmp_path.glob("adapter_*.safetensors"))
+    assert (
+        not (tmp_path / "adapter").exists() and (tmp_path / "adapter.old").is_dir()
+    )  # nothing that was trained is lost
     assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(model), atol=1e-4, rtol=1e-4)
 
 

@@ -164,6 +164,16 @@ def test_training_goes_on_as_if_nothing_had_been_saved(make_trainer, tmp_path):
     assert all(torch.equal(tensor, ends[1][key]) for key, tensor in ends[0].items())
 
 
+def test_a_run_that_is_resumed_for_another_precision_is_measured_in_it_before_and_after(make_trainer, tmp_path):
+    options = {"model": save_base(tmp_path / "base"), "target_layers": 3, "max_steps": 8, "trim_steps": 2}
+    options |= {"save_strategy": "steps", "save_steps": 4}
+    make_trainer(**options).train()
+    trainer = make_trainer(**options, save_dtype="float32")
+    trainer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
+    before, after = trainer.history.untrimmed, trainer.history.trimmed
+    assert (before.depth, before.dtype, after.depth, after.dtype) == (6, "float32", 3, "float32")
+
+
 def test_whole_tensors_of_sharded_weights_are_stored_so_too(train, tmp_path):
     trainer, _ = train()
     expected = {key: tensor.clone() for key, tensor in trainer.model.state_dict().items()}

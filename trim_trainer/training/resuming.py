@@ -13,6 +13,7 @@ from ..checkpoints.whole import find_checkpoint, read_switch
 from ..records.files import DEPTH_DIR, HISTORY_NAME
 from ..records.history import TrimHistory
 from ..records.run_record import RunRecord
+from ..surgery.drop import is_quantized
 from . import fingerprints
 from .asked import EXPLAINING, KEPT, PLANNED, STOPPING, TEACHING, adapter_of, asked_of, different_settings, known_of
 from .checks import check_output_dir
@@ -56,8 +57,9 @@ def resume(trainer, checkpoint: str) -> RunRecord:
     asked, trimming = asked_of(trainer), trainer.trimming
     record = RunRecord.load(checkpoint) or known_of(history, checkpoint, asked)
     check_resumed(trainer, checkpoint, history, record)
-    if _has_other_evaluation(trainer, record):
-        # What was measured before training says nothing beside what will be measured on other examples.
+    if _has_other_evaluation(trainer, record) or _has_other_precision(trainer, history):
+        # What was measured before training says nothing beside what will be measured on other examples, or in another
+        # precision.
         history = replace(history, untrimmed=measure_run(trainer), measurements=())
     is_over = history.stopped is not None if record.is_over is None else record.is_over
     trimming.resume(checkpoint, history, is_over and not different_settings(record, asked, STOPPING))
@@ -215,6 +217,12 @@ def _check_depths(trainer, where: str, checkpoint: str, history: TrimHistory) ->
             f"`save_depths` is {args.save_depths}, but {where} has {history.depth} layers and has passed {passed}, which "
             "was not kept. Leave it out, or resume an earlier checkpoint."
         )
+
+
+def _has_other_precision(trainer, history: TrimHistory) -> bool:
+    if history.untrimmed is None or trainer.is_sharded or is_quantized(trainer.causal_lm):
+        return False
+    return history.untrimmed.dtype not in (None, str(trainer.dtype_to_save).removeprefix("torch."))
 
 
 def _has_other_evaluation(trainer, record: RunRecord) -> bool:
