@@ -1,6 +1,5 @@
 """The pages: what they show runs. Python as it stands on other names and a smaller model, commands through their own parsers."""
 
-import argparse
 import contextlib
 import os
 import re
@@ -17,10 +16,11 @@ from hub import WRITE_TOKEN, HubServer
 from publishing import connect
 from tiny import make_examples, make_model, make_tokenizer
 from transformers import AutoModelForCausalLM
-from trl import TrlParser
 
 import trim_trainer
+from trim_trainer import recipe
 from trim_trainer.cli.main import main
+from trim_trainer.cli.options import Parser
 from trim_trainer.evaluation.tasks import read_task
 from trim_trainer.scoring import speed
 
@@ -148,19 +148,17 @@ class Parsed(Exception):
 def only_parse(monkeypatch):
     """Commands end where they have parsed their words."""
 
-    def stop_behind(cls, method, is_meant=lambda parser: True):
-        parse = getattr(cls, method)
+    def stop_behind(owner, name):
+        parse = getattr(owner, name)
 
-        def stopping(self, *args, **kwargs):
-            found = parse(self, *args, **kwargs)
-            if is_meant(self):
-                raise Parsed
-            return found
+        def stopping(*args, **kwargs):
+            parse(*args, **kwargs)
+            raise Parsed
 
-        monkeypatch.setattr(cls, method, stopping)
+        monkeypatch.setattr(owner, name, stopping)
 
-    stop_behind(argparse.ArgumentParser, "parse_args", lambda parser: parser.prog.startswith("trim-trainer "))
-    stop_behind(TrlParser, "parse_args_and_config")
+    stop_behind(Parser, "parse_args")
+    stop_behind(recipe, "parse_recipe")
 
 
 COMMANDS = [(page, words) for page in sorted(PAGES) for words in commands(page)]

@@ -16,7 +16,7 @@ from ..architectures.runtimes import runtime_caveats
 from ..surgery.drop import check_layers, drop_layers
 from .drop_record import write_drop_record
 from .finishing import finish_checkpoint
-from .loading import Source
+from .loading import Source, loading
 from .verification import verify_checkpoint
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
@@ -95,7 +95,8 @@ def drop_from_checkpoint(
     folder = Path(output_dir)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"`output` {str(folder)!r} is not an empty folder. Name another one, or empty it.")
-    source = Source.of(model, revision, trust_remote_code).with_adapter()
+    with loading(model):
+        source = Source.of(model, revision, trust_remote_code).with_adapter()
     config = source.load_config()
     depth = num_layers(config)
     dropped = check_layers(layers, depth)
