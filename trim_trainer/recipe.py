@@ -1,5 +1,6 @@
 """A recipe: one YAML that names model, data and settings, and the trainer that it describes."""
 
+import copy
 import logging
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from trl import (
 )
 
 from .checkpoints.loading import Source, loading
+from .checkpoints.precision import is_fast
 from .data.columns import Columns
 from .data.sources import load_source
 from .mixture import check_mixture, load_mixture, read_entries
@@ -203,8 +205,8 @@ def split_config(arguments: list[str]) -> tuple[Path | None, list[str]]:
 
 
 def has_fast_bf16_on_cpu() -> bool:
-    """Whether oneDNN multiplies matrices in bf16 here; without it torch does so a hundred times slower than float32."""
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    """Whether this CPU multiplies matrices in bf16 itself."""
+    return is_fast(torch.bfloat16, torch.device("cpu"))
 
 
 def build_trainer(recipe: Recipe, **kwargs) -> TrimTrainer:
@@ -220,7 +222,8 @@ def build_trainer(recipe: Recipe, **kwargs) -> TrimTrainer:
 
 def make_trainer(recipe: Recipe, train_dataset, eval_dataset, calibration_dataset, **kwargs) -> TrimTrainer:
     """Load the model of a recipe and return its trainer on these data."""
-    args, model, settings, source = recipe.training_args, recipe.model_args, recipe.settings, recipe.source
+    model, settings, source = recipe.model_args, recipe.settings, recipe.source
+    args = copy.copy(recipe.training_args)  # the recipe stays as it was written
     args.model_init_kwargs = {
         "revision": source.revision,
         "trust_remote_code": args.trust_remote_code,

@@ -12,11 +12,19 @@ from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from trim_trainer import TrimConfig
+from trim_trainer.checkpoints import precision
 from trim_trainer.checkpoints.precision import as_stored, dtypes_in, num_bytes_in
 from trim_trainer.scoring.measuring import measure_model
 from trim_trainer.training import measuring
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
+
+
+@pytest.fixture(autouse=True)
+def any_cpu(monkeypatch):
+    """What is measured does not depend on which machine the tests run on."""
+    for dtype in (BF16, F16):
+        monkeypatch.setitem(precision._ON_CPU, dtype, lambda: True)
 
 
 def save_base(folder, dtype=BF16, model=None):
@@ -181,7 +189,8 @@ def test_whole_tensors_of_sharded_weights_are_stored_so_too(train, tmp_path):
     stored = load_file(tmp_path / "whole" / "model.safetensors")
     assert stored.keys() == expected.keys()
     assert all(torch.equal(tensor, expected[key].to(BF16)) for key, tensor in stored.items())
-    assert num_bytes_in(trainer.model, BF16) == sum(tensor.nbytes for tensor in stored.values())
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
+    assert num_bytes_in(trainer.model, BF16) == loaded.get_memory_footprint()
 
 
 def test_without_a_target_sfttrainers_precision_stays(make_trainer, tmp_path):
@@ -195,6 +204,20 @@ def test_without_a_target_sfttrainers_precision_stays(make_trainer, tmp_path):
         trainer.train()
         trainer.save_model()
         assert dtypes_of(tmp_path / config_class.__name__) == {F32}
+
+
+@pytest.mark.parametrize("dtype", [BF16, torch.float16])
+def test_a_cpu_without_instructions_for_it_computes_with_the_rounded_weights_in_float32(dtype, train, monkeypatch):
+    monkeypatch.setitem(precision._ON_CPU, dtype, lambda: False)
+    name = str(dtype).removeprefix("torch.")
+    trainer, out = train(save_dtype=name)
+    measured = trainer.history.trimmed
+    assert (measured.dtype, measured.precision) == ("float32", "float32")
+    stored = AutoModelForCausalLM.from_pretrained(out).eval()
+    assert stored.dtype == dtype and measured.num_bytes == stored.get_memory_footprint()
+    of_reader = measure_model(stored.float(), trainer.evaluation_sets.examples, trainer.trimming.layout)
+    assert measured.quality == of_reader.quality
+    assert trainer.causal_lm.dtype == F32
 
 
 def test_a_wrong_precision_is_refused(tmp_path):

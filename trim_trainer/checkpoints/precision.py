@@ -22,6 +22,10 @@ from ..surgery.ties import plain_name
 AUTO = "auto"
 DTYPES = ("float32", "bfloat16", "float16")
 _NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # in safetensors
+_ON_CPU = {  # whether oneDNN has instructions for it here
+    torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
+    torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
+}
 _IN_CACHE = {"local_files_only": True, "_raise_exceptions_for_missing_entries": False}
 
 
@@ -72,18 +76,28 @@ def say_dtype(directory: str | Path, dtype: torch.dtype) -> None:
 def as_stored(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[None]:
     """Within, the weights are rounded to `dtype`, and computed with in it, as who loads the saved model has them.
 
-    Afterwards they are what they were. A model with quantized weights, or inside adapters, is rounded where it is not.
+    On a CPU without instructions for `dtype` the rounded weights are computed with in float32. Afterwards they are what
+    they were. A model with quantized weights, or inside adapters, is rounded where it is not.
     """
     kinds, before = dtypes_in(model, dtype), {}
+    widened = {} if is_fast(dtype, model.device) else {dtype: torch.float32}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if tensor not in before and kinds.get(plain_name(name), tensor.dtype) != tensor.dtype:
+        kind = kinds.get(plain_name(name), tensor.dtype)
+        if tensor not in before and kind != tensor.dtype:
             before[tensor] = tensor.data
-            tensor.data = tensor.data.to(kinds[plain_name(name)])
+            tensor.data = tensor.data.to(kind).to(widened.get(kind, kind))
     try:
         yield
     finally:
         for tensor, data in before.items():
             tensor.data = data
+
+
+def is_fast(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a device multiplies matrices of this type itself: a CPU that does not takes up to a hundred times as long."""
+    if device.type != "cpu" or dtype not in _ON_CPU:
+        return True
+    return _ON_CPU[dtype]()
 
 
 def dtypes_in(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.dtype]:
@@ -101,13 +115,13 @@ def dtypes_in(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.dty
 
 
 def num_bytes_in(model: PreTrainedModel, dtype: torch.dtype) -> int:
-    """Bytes of the weights of a model once it is loaded in `dtype`; those that two modules share count once."""
+    """Bytes of the weights of a model once it is loaded in `dtype`, with what it computes at the beginning beside them.
+
+    Those that two modules share count once.
+    """
     kinds = dtypes_in(model, dtype)
-    sizes = {
-        tensor: tensor.numel() * kinds.get(name, tensor.dtype).itemsize
-        for name, tensor in model.state_dict(keep_vars=True).items()
-    }
-    return sum(sizes.values())
+    tensors = dict(model.named_buffers()) | model.state_dict(keep_vars=True)
+    return sum({each: each.numel() * kinds.get(name, each.dtype).itemsize for name, each in tensors.items()}.values())
 
 
 def _find(config: PretrainedConfig, name: str, cache_dir: str | None) -> str | None:

@@ -18,7 +18,7 @@ GROUPS = {
     ),
     "what trains and recovers": (
         "sparse_update_ratio", "compensation_size", "distill_from", "distill_weight", "distill_temperature",
-        "merge_adapter", "use_peft",
+        "merge_adapter", "save_dtype", "use_peft",
     ),
     "every run": (
         "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "num_train_epochs", "max_steps",

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from ..checkpoints.precision import as_stored, num_bytes_in
+from ..checkpoints.precision import as_stored, is_fast, num_bytes_in
 from ..records.measurement import Measurement, SpeedRatio
 from ..scoring.hooks import plain_forward
 from ..scoring.measuring import measure_model
@@ -23,7 +23,8 @@ def measure_run(trainer, **facts) -> Measurement:
         trainer: The run.
         facts: Fields that are known already. Decoding is timed here unless it is among them.
     """
-    if trainer.is_sharded and not is_quantized(trainer.causal_lm):
+    is_as_saved = not trainer.is_sharded and is_fast(trainer.dtype_to_save, trainer.causal_lm.device)
+    if not is_as_saved and not is_quantized(trainer.causal_lm):
         facts["num_bytes"] = num_bytes_in(trainer.causal_lm, trainer.dtype_to_save)
     with trainer.scoring(), _as_saved(trainer):
         measured = measure_model(

@@ -4,11 +4,13 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from transformers.trainer import OPTIMIZER_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..architectures.configs import num_layers
 from ..architectures.modules import find_layers
+from ..checkpoints.precision import is_fast
 from ..checkpoints.whole import find_checkpoint, read_switch
 from ..records.files import DEPTH_DIR, HISTORY_NAME
 from ..records.history import TrimHistory
@@ -222,7 +224,9 @@ def _check_depths(trainer, where: str, checkpoint: str, history: TrimHistory) ->
 def _has_other_precision(trainer, history: TrimHistory) -> bool:
     if history.untrimmed is None or trainer.is_sharded or is_quantized(trainer.causal_lm):
         return False
-    return history.untrimmed.dtype not in (None, str(trainer.dtype_to_save).removeprefix("torch."))
+    dtype, device = trainer.dtype_to_save, trainer.causal_lm.device
+    computed = dtype if is_fast(dtype, device) else torch.float32
+    return history.untrimmed.dtype not in (None, str(computed).removeprefix("torch."))
 
 
 def _has_other_evaluation(trainer, record: RunRecord) -> bool:
