@@ -1,12 +1,15 @@
 """TRL's own recipes: what `trl sft --config` takes, `trim-trainer train --config` takes with the same meaning."""
 
 import json
+import subprocess
+import sys
 from dataclasses import MISSING, fields
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate.commands.launch import launch_command_parser
 from datasets import Dataset
 from tiny import make_examples, make_model, make_tokenizer
 from transformers import AutoModelForCausalLM
@@ -20,6 +23,7 @@ from trim_trainer.mixture import load_mixture
 from trim_trainer.recipe import build_trainer, load_splits, make_parser, parse_recipe
 from trim_trainer.records.settings import without_local_paths
 from trim_trainer.training.hooks import actions_of, options_of
+from trim_trainer.training.launching import LAUNCHED
 
 TRL_PARTS = (ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig)
 
@@ -262,3 +266,59 @@ def test_a_stream_is_evaluated(write, settings):
     task = read_task(write(**settings), 6)
     assert len(task.examples(make_tokenizer())) == 6
     assert load_mixture(task.script)["train"].take(1) is not None
+
+
+def test_keys_of_accelerate_launch_are_keys_of_a_recipe(write):
+    options = launch_command_parser()
+    of_the_script = {"help", "training_script", "training_script_args", "module", "no_python"}
+    for action in actions_of(options):
+        if action.dest in of_the_script | options_of(make_parser()) | {"env"}:
+            continue
+        value = True if action.nargs == 0 else 3
+        words = ours(write(**{action.dest: value})).launch_words
+        assert words == (f"--{action.dest}",) + (() if action.nargs == 0 else ("3",))
+    both = ours(write(accelerate_config="multi_gpu", num_processes=2, multi_gpu=False), "--num-processes", "4")
+    assert both.launch_words == ("--accelerate_config", "multi_gpu", "--num_processes", "2", "--num-processes", "4")
+    assert ours(write(gradient_accumulation_steps=2, debug="underflow_overflow")).launch_words == ()  # ours, as TRL's
+
+
+def test_a_recipe_starts_the_processes_that_it_asks_for(write, tmp_path, monkeypatch):
+    """Two real processes; the environment that the recipe names is there in each before libraries are loaded."""
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    path = write(
+        multi_gpu=True, num_processes=2, use_cpu=True, save_strategy="steps", save_steps=4, main_process_port=0,
+        env={"TRL_EXPERIMENTAL_SILENCE": 1, "OMP_NUM_THREADS": 1}, target_layers=None, eval_strategy="no",
+    )  # fmt: skip
+    command = [sys.executable, "-m", "trim_trainer.cli", "train", "--config", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    # one file of random numbers per process
+    assert len(list((tmp_path / "out" / "checkpoint-4").glob("rng_state_*.pth"))) == 2
+    wrong = subprocess.run([*command, "--learning_rate", "-1"], capture_output=True, text=True)
+    assert wrong.returncode != 0 and "Traceback" not in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "words", "message"),
+    [
+        ({"accelerate_config": "nowhere"}, (), "nowhere"),
+        ({"num_proceses": 2}, (), "did you mean `num_processes`"),
+        ({"env": ["A=1"]}, (), "`env` is ['A=1'], expected a mapping"),
+        ({}, ("--num_processes", "1", "stray"), "'stray' is the value of no option"),
+    ],
+)
+def test_what_cannot_be_launched_is_one_line(write, capfd, monkeypatch, settings, words, message):
+    for name in LAUNCHED:
+        monkeypatch.delenv(name, raising=False)
+    assert main(["train", "--config", str(write(**settings)), *words]) == 2
+    assert message in capfd.readouterr().err
+
+
+def test_environment_is_set_before_libraries_are_loaded(write):
+    path = write(env={"HF_HOME": "/nowhere/at/all"})
+    code = (
+        "import sys; from trim_trainer.cli.environment import set_environment; "
+        f"set_environment(['--config={path}']); assert 'torch' not in sys.modules; "
+        "from huggingface_hub.constants import HF_HOME; print(HF_HOME)"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "/nowhere/at/all"

@@ -23,10 +23,11 @@ from .checkpoints.precision import is_fast
 from .data.columns import Columns
 from .data.sources import load_source
 from .mixture import check_mixture, load_mixture, read_entries
-from .records.settings import changed_settings, check_keys, check_types, read_settings
+from .records.settings import changed_settings, check_keys, check_types, read_settings, split_config
 from .training.checks import check_model
 from .training.config import TrimConfig
 from .training.hooks import options_of, spellings_of
+from .training.launching import launch_keys, launch_spellings, launch_words
 from .training.trainer import TrimTrainer
 
 logger = logging.getLogger(__name__)
@@ -111,11 +112,12 @@ class RecipeArguments(ScriptArguments, DatasetMixtureConfig):
 
 @dataclass(frozen=True)
 class Recipe:
-    """A parsed recipe."""
+    """A parsed recipe; `launch_words` are those for `accelerate launch`."""
 
     script_args: RecipeArguments
     training_args: TrimConfig
     model_args: ModelConfig
+    launch_words: tuple[str, ...] = ()
 
     def replace(self, **changes) -> "Recipe":
         """The same recipe with other values of some fields of `training_args`, which are checked again."""
@@ -159,14 +161,19 @@ def parse_recipe(arguments: list[str], **kwargs) -> Recipe:
     # SFTConfig asks for bf16, which the Trainer refuses on a machine without an accelerator unless told to use the CPU.
     parser.set_defaults(use_cpu=not torch.accelerator.is_available())
     path, options = split_config(arguments)
+    words = []
     if path is not None:
-        check_settings(path, read_settings(path), options_of(parser))
+        settings = read_settings(path)
+        check_settings(path, settings, options_of(parser))
+        words = launch_words(settings, options_of(parser))
         options = ["--config", str(path), *options]
-    *parts, unknown = parser.parse_args_and_config(options, return_remaining_strings=True)
-    if unknown:
-        names = [word.partition("=")[0] for word in unknown if word.startswith("-")] or unknown
-        check_keys("The command line", names, spellings_of(parser))
-    recipe = Recipe(*parts)
+    *parts, _, typed = parser.parse_args_and_config(
+        options, return_remaining_strings=True, separate_remaining_strings=True
+    )
+    if typed:
+        names = [word.partition("=")[0] for word in typed if word.startswith("-")] or typed
+        check_keys("The command line", names, spellings_of(parser) | launch_spellings())
+    recipe = Recipe(*parts, launch_words=(*words, *typed))
     if (length := recipe.training_args.max_length) is not None and length < 1:
         raise ValueError(f"`max_length` is {length}, expected at least 1 token, or none.")
     if recipe.training_args.bf16 and recipe.training_args.use_cpu and not has_fast_bf16_on_cpu():
@@ -177,31 +184,9 @@ def parse_recipe(arguments: list[str], **kwargs) -> Recipe:
 
 def check_settings(path: Path, settings: dict[str, Any], known: set[str]) -> None:
     """Raise a ValueError for unknown keys of a recipe, all of them at once, or a value that cannot be its field's."""
-    check_keys(repr(str(path)), settings, known | {"env"})
+    check_keys(repr(str(path)), settings, known | launch_keys())
     for part in PARTS:
         check_types(repr(str(path)), settings, get_type_hints(part))
-
-
-def split_config(arguments: list[str]) -> tuple[Path | None, list[str]]:
-    """Take `--config FILE` or `--config=FILE` out of a command line.
-
-    Raises:
-        ValueError: it is there twice, or names no file.
-    """
-    words, found = list(arguments), []
-    for position in reversed(range(len(words))):
-        name, equals, value = words[position].partition("=")
-        if name == "--config":
-            following = words[position + 1 : position + 2]
-            found.append(value if equals else "".join(following))
-            del words[position : position + (1 if equals else 2)]
-    if not found:
-        return None, words
-    if len(found) > 1:
-        raise ValueError(f"`--config` is there {len(found)} times, expected one recipe: {', '.join(reversed(found))}.")
-    if not found[0] or found[0].startswith("--"):
-        raise ValueError("`--config` names no file, expected `--config recipe.yaml`.")
-    return Path(found[0]), words
 
 
 def has_fast_bf16_on_cpu() -> bool:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ..evaluation.quiet import quiet_libraries
 from . import tables
+from .environment import set_environment
 from .options import Parser, at_least, check_folder
 
 USAGE = "trim-trainer compare --config recipe.yaml [--methods ...] [--depths ...] [--seeds ...] [--field value ...]"
@@ -11,6 +12,7 @@ USAGE = "trim-trainer compare --config recipe.yaml [--methods ...] [--depths ...
 
 def compare(arguments: list[str]) -> int:
     """Train trimming and its controls, and print one table."""
+    set_environment(arguments)
     from ..comparison.methods import METHODS, choose_methods
 
     parser = Parser(
@@ -35,10 +37,12 @@ def compare(arguments: list[str]) -> int:
     from ..comparison.rows import group
     from ..evaluation.tasks import read_task
     from ..recipe import check_recipe, parse_recipe
+    from ..training.launching import warn_of_launch_words
 
     quiet_libraries()
     check_folder("--output_dir", options.output_dir)
     recipe = parse_recipe([*rest, "--output_dir", str(options.output_dir)], prog="trim-trainer compare", usage=USAGE)
+    warn_of_launch_words(recipe.launch_words)
     args = recipe.training_args
     num_layers, target = check_recipe(recipe)
     if max(options.depths or [target]) >= num_layers:

@@ -4,9 +4,12 @@ import sys
 
 from ..evaluation.quiet import quiet_libraries
 from . import tables
+from .environment import set_environment
 from .help import HELP, USAGE, print_help
 from .options import check_folder
 from .progress import replace_progress_bar
+
+MODULE = __package__  # `python -m` of it is the command `trim-trainer`
 
 
 def train(arguments: list[str]) -> int:
@@ -14,12 +17,17 @@ def train(arguments: list[str]) -> int:
     if wanted := HELP.intersection(arguments):
         print_help(is_whole="--help-all" in wanted)
         return 0
+    set_environment(arguments)
     from ..recipe import build_trainer, parse_recipe
     from ..training.duration import estimate_seconds
+    from ..training.launching import is_launched, launch, warn_of_launch_words
 
     quiet_libraries()
     recipe = parse_recipe(arguments, prog="trim-trainer train", usage=USAGE)
     check_folder("output_dir", recipe.training_args.output_dir)
+    if recipe.launch_words and not is_launched():
+        return launch(list(recipe.launch_words), MODULE, ["train", *arguments])
+    warn_of_launch_words(recipe.launch_words)
     print(f"Loading {recipe.model_args.model_name_or_path} and {recipe.script_args.data_name} …", flush=True)
     trainer = build_trainer(recipe)
     replace_progress_bar(trainer)

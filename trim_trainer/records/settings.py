@@ -70,6 +70,28 @@ def read_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
+def split_config(arguments: list[str]) -> tuple[Path | None, list[str]]:
+    """Take `--config FILE` or `--config=FILE` out of a command line.
+
+    Raises:
+        ValueError: it is there twice, or names no file.
+    """
+    words, found = list(arguments), []
+    for position in reversed(range(len(words))):
+        name, equals, value = words[position].partition("=")
+        if name == "--config":
+            following = words[position + 1 : position + 2]
+            found.append(value if equals else "".join(following))
+            del words[position : position + (1 if equals else 2)]
+    if not found:
+        return None, words
+    if len(found) > 1:
+        raise ValueError(f"`--config` is there {len(found)} times, expected one recipe: {', '.join(reversed(found))}.")
+    if not found[0] or found[0].startswith("--"):
+        raise ValueError("`--config` names no file, expected `--config recipe.yaml`.")
+    return Path(found[0]), words
+
+
 def check_keys(where: str, keys: Iterable, known: Iterable[str]) -> None:
     """Raise a ValueError that lists every unknown key, each with the nearest known one; `where` begins the sentence."""
     known = sorted(known)
