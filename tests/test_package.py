@@ -81,7 +81,9 @@ def said_by(code):
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("names", ["TrimTrainer", ", ".join(trim_trainer.__all__)])
+@pytest.mark.parametrize(
+    "names", [pytest.param("TrimTrainer", marks=pytest.mark.slow), ", ".join(trim_trainer.__all__)]
+)
 def test_importing_public_names_prints_nothing(names):
     assert (
         said_by(f"{LOUD_BITSANDBYTES}\nfrom trim_trainer import {names}\nassert 'bitsandbytes' in sys.modules") == ""
@@ -94,13 +96,14 @@ def test_what_commands_import_prints_nothing():
     assert said_by(f"{LOUD_BITSANDBYTES}\n{code}") == ""
 
 
+@pytest.mark.slow
 def test_what_bitsandbytes_said_is_said_once_a_model_is_quantized_with_it():
     said = said_by(LOUD_BITSANDBYTES + QUANTIZED)
     before, after = said.split("asked for False")
     assert "LOUD" not in before and after.count("LOUD: no kernels for this CPU") == 1
 
 
-@pytest.mark.parametrize("code", ["import bitsandbytes", "import peft"])
+@pytest.mark.parametrize("code", ["import bitsandbytes", pytest.param("import peft", marks=pytest.mark.slow)])
 def test_what_others_import_is_as_loud_as_without_us(code):
     assert "LOUD" in said_by(f"{LOUD_BITSANDBYTES}\nimport trim_trainer\n{code}")
 

@@ -161,6 +161,7 @@ def prepare_in(cache: str, barrier) -> str:
     return prepare_icd10()
 
 
+@pytest.mark.slow
 def test_two_processes_prepare_the_same_data_at_once(tmp_path):
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager, ProcessPoolExecutor(2, context) as pool:

@@ -268,6 +268,7 @@ def test_what_the_hub_refuses_is_said(files, tmp_path):
         assert f"'{name}' cannot be loaded: " in line and ("gated" in line.replace(name, "")) == (name == "org/gated")
 
 
+@pytest.mark.slow
 def test_a_pipe_that_nobody_reads_ends_a_command_quietly(files):
     reading, writing = os.pipe()
     os.close(reading)
@@ -277,6 +278,7 @@ def test_a_pipe_that_nobody_reads_ends_a_command_quietly(files):
     assert done.returncode == 141 and "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_a_command_without_a_traceback(files):
     code = (
         "import os, signal, threading; import trim_trainer.evaluation.layers as layers; from trim_trainer.cli.main import main\n"

@@ -50,7 +50,7 @@ def publish(server, folder, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("has_xet", [False, True], ids=["lfs", "xet"])
+@pytest.mark.parametrize("has_xet", [pytest.param(False, marks=pytest.mark.slow), True], ids=["lfs", "xet"])
 def test_a_family_is_published_and_every_depth_loads(has_xet, publish, server, folder, tmp_path):
     said = publish(has_xet=has_xet)
     assert said.status == 0, said.errors
@@ -262,7 +262,10 @@ PUSHING = {
 }
 
 
-@pytest.mark.parametrize("strategy", ["every_save", "checkpoint", "end"])
+@pytest.mark.parametrize(
+    "strategy",
+    [pytest.param("every_save", marks=pytest.mark.slow), "checkpoint", pytest.param("end", marks=pytest.mark.slow)],
+)
 def test_the_strategies_of_the_trainer_push_what_loads(strategy, server, tmp_path):
     settings = PUSHING | {"hub_strategy": strategy, "save_depths": [5]}
     said = train_and_push(tmp_path / "out", settings, server.endpoint, WRITE_TOKEN, tmp_path / "home")

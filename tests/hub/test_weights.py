@@ -56,7 +56,9 @@ def untrained(path):
     shutil.move(path.parent / "base" / SINGLE, path)
 
 
-@pytest.mark.parametrize("age", [spoil, untrained], ids=["of the same depth", "of another depth"])
+@pytest.mark.parametrize(
+    "age", [spoil, pytest.param(untrained, marks=pytest.mark.slow)], ids=["of the same depth", "of another depth"]
+)
 def test_shards_go_up_and_an_older_single_file_is_named(age, trained, folder, tmp_path):
     shards = split(folder)
     age(folder / SINGLE)

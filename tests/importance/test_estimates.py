@@ -120,6 +120,7 @@ if {processes} > 1:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_score_as_one(tmp_path):
     """Each takes a share of the batches; both get the same scores, which are those of one process."""
     for processes in (1, 2):

@@ -212,6 +212,7 @@ def make_trainer(sets, folder, model=None, **fields):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_compensates_at_each_drop_and_goes_on_where_it_was(sets, tmp_path):
     fields = {"importance": "tail", "sparse_update_ratio": None}
     straight = make_trainer(sets, tmp_path / "straight", save_strategy="steps", save_steps=3, **fields)

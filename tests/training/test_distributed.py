@@ -43,6 +43,7 @@ def assert_same_run(one, other):
         assert_close(found[name], tensor, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_two_processes_log_the_accuracy_of_each_set_as_one_does(tmp_path):
     settings = {"target_layers": 5, "max_steps": 4, "eval_strategy": "steps", "eval_steps": 2, "named_sets": True}
     found = []
@@ -76,6 +77,7 @@ def test_two_processes_train_as_one_does(settings, tmp_path):
     assert_same_run(tmp_path / "one" / "final", tmp_path / "two" / "final")
 
 
+@pytest.mark.slow
 def test_two_processes_roll_back_and_resume(tmp_path):
     """A floor that any drop crosses, and a run that goes on from its middle."""
     settings = {"target_layers": 4, "calibration_metric": "loss", "max_metric_drop": 0.0, "save_steps": 4}
@@ -109,6 +111,7 @@ def test_configs_of_accelerate_are_whole(path):
     assert load_config_from_file(str(path)).num_processes == 8
 
 
+@pytest.mark.slow
 def test_sharded_layers_are_scored_dropped_and_trained_on(tmp_path):
     """FSDP2 at the level of the surgery: on CPU processes accelerate turns FSDP into DDP, torch itself does not."""
     script = Path(__file__).parents[1].joinpath("helpers", "run_sharded.py")

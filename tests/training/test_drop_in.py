@@ -114,6 +114,14 @@ SCENARIOS = {
 }  # fmt: skip
 
 
+# Near relatives of others above.
+SLOW = {
+    "text field", "packing, wrapped", "bf16", "torch.compile", "evaluation by steps, saved", "best model saved",
+    "cosine schedule", "plateau schedule", "no clipping, weight decay", "optim adamw_torch", "optim sgd", "optim rmsprop",
+}  # fmt: skip
+NAMES = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in SCENARIOS]
+
+
 @pytest.fixture
 def train(tokenizer, tmp_path):
     """Returns a function that trains a fresh tiny model in a scenario."""
@@ -145,7 +153,7 @@ def losses(trainer):
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("name", NAMES)
 def test_without_a_target_every_loss_is_that_of_sft_trainer(name, train):
     expected = train(SCENARIOS[name], SFTTrainer, SFTConfig)
     trainer = train(SCENARIOS[name], TrimTrainer, TrimConfig)
@@ -154,7 +162,7 @@ def test_without_a_target_every_loss_is_that_of_sft_trainer(name, train):
         assert torch.equal(trainer.model.state_dict()[key], tensor)
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("name", NAMES)
 def test_with_a_target_the_same_scenario_ends_in_a_checkpoint_that_loads(name, train, tmp_path):
     scenario = SCENARIOS[name]
     trainer = train(scenario, TrimTrainer, TrimConfig, target_layers=4, calibration_size=6, **scenario.with_target)

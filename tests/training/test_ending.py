@@ -131,6 +131,7 @@ def test_the_best_model_at_the_target_ends_at_the_target(make_trainer):
     assert trainer.history.depth == 3 and trainer.history.stopped is None
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_early_and_is_resumed_to_its_target_has_nothing_to_say(make_trainer, tmp_path):
     first = make_trainer(**ASKED, **SAVING, callbacks=[At(6, end_training)])
     first.train()

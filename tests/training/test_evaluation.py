@@ -109,7 +109,14 @@ def test_one_set_has_its_accuracy_in_the_entry_of_its_loss(make_trainer):
     assert entries[-1]["eval_accuracy"] == plain_accuracy(trainer, examples(20))
 
 
-@pytest.mark.parametrize("metric", ["eval_accuracy", "accuracy", "eval_first_accuracy"])
+@pytest.mark.parametrize(
+    "metric",
+    [
+        "eval_accuracy",
+        pytest.param("accuracy", marks=pytest.mark.slow),
+        pytest.param("eval_first_accuracy", marks=pytest.mark.slow),
+    ],
+)
 def test_early_stopping_and_the_best_model_follow_an_accuracy(metric, make_trainer, tmp_path, caplog):
     sets = {"first": examples(20), "other": examples(20, 400)} if "first" in metric else examples(20)
     best = {"save_strategy": "steps", "save_steps": 2, "load_best_model_at_end": True, "metric_for_best_model": metric}

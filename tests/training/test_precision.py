@@ -156,6 +156,7 @@ def test_under_an_adapter_the_base_is_stored_so_too(is_merged, train, tmp_path):
     assert trainer.history.trimmed.dtype == "bfloat16"
 
 
+@pytest.mark.slow
 def test_training_goes_on_as_if_nothing_had_been_saved(make_trainer, tmp_path):
     """Neither what is measured nor what is saved on the way rounds the weights that train."""
     name = save_base(tmp_path / "base")

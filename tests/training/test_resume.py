@@ -94,7 +94,7 @@ def kill_and_resume(name, share, folder, whole_runs):
     return f"{name}: killed at {share:.2f} of its time, last {last}{', half-written' if broken else ''}"
 
 
-@pytest.mark.parametrize("name", ["all parameters", "quality floor"])
+@pytest.mark.parametrize("name", ["all parameters", pytest.param("quality floor", marks=pytest.mark.slow)])
 def test_a_killed_run_ends_like_one_that_was_not(name, tmp_path, whole_runs):
     kill_and_resume(name, random.Random(name).uniform(0.3, 0.8), tmp_path / "run", whole_runs)
 
@@ -113,6 +113,7 @@ def test_the_floor_is_crossed_in_the_run_that_is_killed(whole_runs):
     assert history.stopped is not None and history.depth > BASE["target_layers"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["_save_optimizer_and_scheduler", "_save_rng_state", "score", "sync_parameters"])
 def test_killed_inside_a_save_a_scan_or_a_drop(moment, tmp_path, whole_runs):
     folder = tmp_path / "run"

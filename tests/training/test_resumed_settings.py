@@ -120,14 +120,18 @@ def assert_same_weights(trainer, folder):
     [
         ({"target_layers": 2}, [(4, 5), (6, 4), (8, 3), (10, 2)]),
         ({"target_layers": 4}, [(4, 5), (6, 4)]),
-        ({"target_layers": None, "target_ratio": 0.66}, [(4, 5), (6, 4), (8, 3), (10, 2)]),
-        ({"target_layers": 2, "layers_per_trim": 2}, [(4, 5), (6, 4), (8, 2)]),
-        ({"target_layers": 1, "trim_steps": None}, [(4, 5), (6, 4), (7, 3), (8, 2), (9, 1)]),
-        ({"trim_steps": 3}, [(4, 5), (6, 4), (9, 3)]),
+        pytest.param(
+            {"target_layers": None, "target_ratio": 0.66}, [(4, 5), (6, 4), (8, 3), (10, 2)], marks=pytest.mark.slow
+        ),
+        pytest.param({"target_layers": 2, "layers_per_trim": 2}, [(4, 5), (6, 4), (8, 2)], marks=pytest.mark.slow),
+        pytest.param(
+            {"target_layers": 1, "trim_steps": None}, [(4, 5), (6, 4), (7, 3), (8, 2), (9, 1)], marks=pytest.mark.slow
+        ),
+        pytest.param({"trim_steps": 3}, [(4, 5), (6, 4), (9, 3)], marks=pytest.mark.slow),
         ({"trim_steps": None}, [(4, 5), (6, 4), (8, 3)]),
-        ({"trim_delay": 12}, [(4, 5), (6, 4), (12, 3)]),
+        pytest.param({"trim_delay": 12}, [(4, 5), (6, 4), (12, 3)], marks=pytest.mark.slow),
         ({"trim_strategy": "epoch", "trim_steps": None, "trim_delay": 0}, [(4, 5), (6, 4), (16, 3)]),
-        ({"target_layers": 2, "max_steps": 10}, [(4, 5), (6, 4), (8, 3), (10, 2)]),
+        pytest.param({"target_layers": 2, "max_steps": 10}, [(4, 5), (6, 4), (8, 3), (10, 2)], marks=pytest.mark.slow),
         ({"save_depths": [4]}, [(4, 5), (6, 4), (8, 3)]),
     ],
     ids=str,
@@ -141,6 +145,7 @@ def test_the_drops_that_are_left_are_those_that_are_asked_for_now(fields, expect
         assert AutoModelForCausalLM.from_pretrained(folder / "depth-4").config.num_hidden_layers == 4
 
 
+@pytest.mark.slow
 def test_a_run_that_was_planned_anew_keeps_its_new_plan(copied, tmp_path):
     folder = copied()
     asked = {"target_layers": 1, "trim_steps": None}
@@ -183,10 +188,12 @@ def test_settings_of_what_is_left_may_change(fields, copied):
     assert set(fields.get("protected_layers", ())) <= set(trainer.history.kept)
 
 
+@pytest.mark.slow
 def test_a_depth_that_was_kept_may_be_asked_for_again(copied):
     assert resume(copied("kept"), save_depths=[5]).history.depth == 3
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_at_its_floor_goes_on_where_there_is_another_or_none(copied):
     folder = copied("floor")
     last = TrimHistory.load(folder / "checkpoint-8")
@@ -203,6 +210,7 @@ def test_a_target_that_a_stopped_run_has_reached_is_reached(copied):
     assert (trainer.history.depth, trainer.history.stopped) == (5, None)
 
 
+@pytest.mark.slow
 def test_another_evaluation_set_is_measured_before_and_after(copied, tmp_path):
     others = some(30, 300)
     trainer = resume(copied(), eval_dataset=others)
@@ -212,6 +220,7 @@ def test_another_evaluation_set_is_measured_before_and_after(copied, tmp_path):
     assert trainer.history.untrimmed.evaluation.num_examples == trainer.history.trimmed.evaluation.num_examples == 30
 
 
+@pytest.mark.slow
 def test_what_a_teacher_has_said_at_another_temperature_is_forgotten(tmp_path):
     make_model(seed=1).save_pretrained(tmp_path / "teacher")
     make(tmp_path / "run", distill_from=str(tmp_path / "teacher")).train()
@@ -393,7 +402,11 @@ class Once(TrainerCallback):
             raise error
 
 
-@pytest.mark.parametrize("fields", [{}, {"sparse_update_ratio": None}], ids=["sparse update", "all parameters"])
+@pytest.mark.parametrize(
+    "fields",
+    [pytest.param({}, marks=pytest.mark.slow), {"sparse_update_ratio": None}],
+    ids=["sparse update", "all parameters"],
+)
 def test_an_interrupted_trainer_resumes_in_place(fields, runs, tmp_path):
     trainer = make(tmp_path, callbacks=[Once(5, KeyboardInterrupt())], **fields)
     with pytest.raises(KeyboardInterrupt):
@@ -460,6 +473,7 @@ def test_epochs_that_are_not_whole_count_as_what_they_are(tmp_path):
         make(tmp_path, **fields, max_steps=-1, num_train_epochs=0).train()
 
 
+@pytest.mark.slow
 def test_the_best_model_of_a_resumed_run_has_the_target_that_was_asked_for(copied):
     trainer = resume(copied("best"), target_layers=2, **BEST)
     assert [a_round.depth_after for a_round in trainer.history.drops] == []
