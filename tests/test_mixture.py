@@ -282,6 +282,7 @@ def test_keys_of_accelerate_launch_are_keys_of_a_recipe(write):
     assert ours(write(gradient_accumulation_steps=2, debug="underflow_overflow")).launch_words == ()  # ours, as TRL's
 
 
+@pytest.mark.slow
 def test_a_recipe_starts_the_processes_that_it_asks_for(write, tmp_path, monkeypatch):
     """Two real processes; the environment that the recipe names is there in each before libraries are loaded."""
     monkeypatch.delenv("LOCAL_RANK", raising=False)
