@@ -14,7 +14,7 @@ from tiny import make_examples, make_model, make_tokenizer
 
 from trim_trainer.cli.main import main
 from trim_trainer.comparison.cells import Cell, CellResult, run_cell
-from trim_trainer.comparison.comparison import Comparison
+from trim_trainer.comparison.comparison import Comparison, steps_in_seconds
 from trim_trainer.comparison.methods import METHODS, distinct_methods
 from trim_trainer.comparison.picture import STYLES
 from trim_trainer.comparison.rows import group
@@ -125,6 +125,34 @@ def test_cells_are_added_to_a_csv_once(compared, tmp_path, monkeypatch):
     )
 
 
+def test_steps_of_equal_seconds_leave_room_for_the_calibration():
+    full = [replace(make_result("full"), train_seconds=seconds) for seconds in (99.0, 101.0)]
+    found = [replace(make_result(), train_seconds=60.0, calibration_seconds=20.0, num_steps=40)]
+    assert steps_in_seconds(full, found) == 80  # of 1 s each, in what 20 s leave of 100
+
+
+def test_equal_seconds_stand_beside_equal_steps(compared, capsys, monkeypatch):
+    """Real runs: other steps, planned from the seconds that were measured, each in a row of its own; none runs twice."""
+    arguments, output = compared
+    monkeypatch.setattr("trim_trainer.comparison.comparison.steps_in_seconds", lambda full, found: 6)
+    equal = [*arguments, "--equal_seconds"]
+    assert main(equal) == 0
+    found = {name: result for name, result in results(output).items() if "equal-seconds" in name}
+    assert len(found) == 2 and {result["num_steps"] for result in found.values()} == {6}
+    assert all(result["settings"]["max_steps"] == 6 for result in found.values())
+    rows = (output / "comparison.md").read_text().splitlines()[2:]
+    assert ["| 6 | full depth | 2 |" in rows[0], "| 4 | progressive | 2 |" in rows[1]] == [True, True]
+    assert "| 4 | progressive, equal seconds | 2 |" in rows[2] and len(rows) == 3
+    monkeypatch.setattr("trim_trainer.comparison.comparison.steps_in_seconds", lambda full, found: 7)
+    times = {path: path.stat().st_mtime_ns for path in output.rglob("result.json")}
+    assert main(equal) == 0  # what was planned once stays
+    assert times == {path: path.stat().st_mtime_ns for path in output.rglob("result.json")}
+    assert main([*equal, "--methods", "progressive"]) == 2
+    assert "`--equal_seconds` are those of `full`. Add it." in capsys.readouterr().err
+    for path in output.rglob("*-equal-seconds/result.json"):
+        path.unlink()  # the fixture is shared
+
+
 def test_every_method_has_a_line_of_its_own():
     assert STYLES.keys() == {name for name, method in METHODS.items() if method.drops != "never"}
     assert len({style for style, _ in STYLES.values()}) == len(STYLES)
@@ -219,7 +247,9 @@ def make_result(method="progressive", seed=0, **quality):
     quality = {"recipe": Quality(**{"num_examples": 100, "num_tokens": 100, "loss": 1.0} | quality)}
     numbers = {"train_seconds": 1.0, "calibration_seconds": 0.5, "num_train_tokens": 10, "train_peak_bytes": 1}
     measured = Measurement(depth=4, num_parameters=1, num_bytes=4, quality=quality, **speed)
-    return CellResult(cell=cell, settings={}, dropped=[1, 2], selection_loss=1.0, measured=measured, **numbers)
+    return CellResult(
+        cell=cell, settings={}, dropped=[1, 2], selection_loss=1.0, num_steps=4, measured=measured, **numbers
+    )
 
 
 def test_an_interval_over_seeds_is_students_t():

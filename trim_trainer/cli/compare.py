@@ -28,6 +28,9 @@ def compare(arguments: list[str]) -> int:
         "--learning_rates", nargs="+", type=float, help="tried for each method and depth on the first seed; default: "
         "that of the recipe",
     )  # fmt: skip
+    parser.add_argument(
+        "--equal_seconds", action="store_true", help="each method also with the steps that the seconds of full depth allow",
+    )  # fmt: skip
     parser.add_argument("--tasks", nargs="+", default=[], help="what else to evaluate on: recipes or YAML files")
     parser.add_argument("--limit", type=at_least(1), help="examples, or windows of running text, per task")
     parser.add_argument("--output_dir", default="out/compare", type=Path, help="folder of all runs (out/compare)")
@@ -58,6 +61,7 @@ def compare(arguments: list[str]) -> int:
         learning_rates=tuple(options.learning_rates or [args.learning_rate]),
         tasks=tuple(read_task(path, options.limit) for path in options.tasks),
         output_dir=options.output_dir,
+        is_equal_seconds=options.equal_seconds,
     )
     results = []
     for result in comparison.run(num_layers):

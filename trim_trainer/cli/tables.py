@@ -129,7 +129,8 @@ def describe_cell(result) -> str:
     """One line about a run of a comparison."""
     cell, quality = result.cell, result.measured.quality[RECIPE]
     good = f"accuracy {quality.accuracy:.3f}" if quality.accuracy is not None else f"loss {quality.loss:.4f}"
+    steps = f"{cell.num_steps} steps, " if cell.is_equal_seconds else ""
     return (
         f"{METHODS[cell.method].title}, {result.measured.depth} layers, seed {cell.seed}, lr {cell.learning_rate:g}: {good}, "
-        f"{result.train_seconds:.0f} s"
+        f"{steps}{result.train_seconds:.0f} s"
     )

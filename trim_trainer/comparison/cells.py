@@ -40,10 +40,17 @@ class Cell:
     depth: int
     seed: int
     learning_rate: float
+    num_steps: int | None = None  # that take the seconds of full depth; None: as many as the recipe says
+
+    @property
+    def is_equal_seconds(self) -> bool:
+        """Whether it has the seconds of full depth, and not its steps."""
+        return self.num_steps is not None
 
     def folder(self, root: str | Path) -> Path:
         """Where its result lies."""
-        return Path(root) / self.method / f"depth-{self.depth}" / f"lr-{self.learning_rate:g}" / f"seed-{self.seed}"
+        name = f"seed-{self.seed}" + "-equal-seconds" * self.is_equal_seconds
+        return Path(root) / self.method / f"depth-{self.depth}" / f"lr-{self.learning_rate:g}" / name
 
     def recipe(self, recipe: Recipe, folder: Path) -> Recipe:
         """The recipe with what this cell changes."""
@@ -59,6 +66,7 @@ class Cell:
             target_layers=self.depth if is_trimming else None,
             target_ratio=None,
             importance=(method.criterion if is_trimming else None) or recipe.training_args.importance,
+            max_steps=self.num_steps or recipe.training_args.max_steps,
         )
 
 
@@ -74,6 +82,7 @@ class CellResult:
     num_train_tokens: int
     train_peak_bytes: int
     selection_loss: float
+    num_steps: int | None  # optimizer steps; None: an older version did not write them down
     measured: Measurement  # quality by task; the recipe's own is `RECIPE`
 
     def to_plain(self) -> dict[str, Any]:
@@ -85,7 +94,7 @@ class CellResult:
     def load(cls, folder: Path) -> "CellResult":
         """Read what a finished cell has written."""
         data = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-        own = {entry.name: data[entry.name] for entry in fields(cls) if entry.name != "measured"}
+        own = {entry.name: data.get(entry.name) for entry in fields(cls) if entry.name != "measured"}
         return cls(**own | {"cell": Cell(**data["cell"]), "measured": Measurement.from_plain(data)})
 
 
@@ -127,6 +136,7 @@ def run_cell(cell: Cell, recipe: Recipe, tasks: Iterable[Task], folder: Path) ->
         num_train_tokens=trainer.num_train_tokens,
         train_peak_bytes=train_peak_bytes,
         selection_loss=measured.quality.pop(SELECTION).loss,
+        num_steps=trainer.state.global_step,
         measured=measured,
     )
     folder.mkdir(parents=True, exist_ok=True)

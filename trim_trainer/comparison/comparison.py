@@ -2,8 +2,10 @@
 
 import json
 import logging
+import math
+import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from ..evaluation.isolation import run_alone
 from ..evaluation.tasks import Task
 from ..recipe import Recipe
 from .cells import RESULT, Cell, CellResult, run_cell
-from .methods import METHODS
+from .methods import FULL, METHODS
 
 logger = logging.getLogger(__name__)
 
@@ -27,24 +29,46 @@ class Comparison:
     learning_rates: tuple[float, ...]  # several: the best on the calibration split, per method and depth
     tasks: tuple[Task, ...]
     output_dir: Path
+    is_equal_seconds: bool = False  # each method also with as many steps as the seconds of full depth have room for
 
     def run(self, num_layers: int) -> Iterator[CellResult]:
         """Run every cell that is not finished, and yield those of the chosen learning rate, one per method, depth and seed.
 
         Raises:
-            ValueError: the folder holds cells of other settings.
+            ValueError: the folder holds cells of other settings, or there is no full depth to have the seconds of.
         """
-        for method in self.methods:
+        if self.is_equal_seconds and FULL not in self.methods:
+            raise ValueError(
+                f"`--methods` is {', '.join(self.methods)}, but `--equal_seconds` are those of `{FULL}`. Add it."
+            )
+        full: list[CellResult] = []
+        for method in sorted(self.methods, key=lambda method: method != FULL):
             for depth in [num_layers] if METHODS[method].drops == "never" else self.depths:
-                if not METHODS[method].trains:
-                    yield self._cell(Cell(method, depth, self.seeds[0], self.learning_rates[0]))
-                    continue
-                first = [self._cell(Cell(method, depth, self.seeds[0], rate)) for rate in self.learning_rates]
-                best = min(first, key=lambda result: result.selection_loss)
-                self._warn_unless_bracketed(best.cell)
-                yield best
-                for seed in self.seeds[1:]:
-                    yield self._cell(Cell(method, depth, seed, best.cell.learning_rate))
+                found = full if method == FULL else []
+                for result in self._seeds(method, depth):
+                    found.append(result)
+                    yield result
+                if self.is_equal_seconds and METHODS[method].trains and method != FULL:
+                    num_steps = self._planned_steps(found) or steps_in_seconds(full, found)
+                    for result in found:
+                        yield self._cell(replace(result.cell, num_steps=num_steps))
+
+    def _planned_steps(self, found: list[CellResult]) -> int | None:
+        """The steps that a finished cell of equal seconds has, so that further seeds get the same; None: there is none."""
+        folders = (replace(result.cell, num_steps=1).folder(self.output_dir) for result in found)
+        return next((CellResult.load(folder).num_steps for folder in folders if (folder / RESULT).is_file()), None)
+
+    def _seeds(self, method: str, depth: int) -> Iterator[CellResult]:
+        """The cells of a method at a depth, at the best of the learning rates."""
+        if not METHODS[method].trains:
+            yield self._cell(Cell(method, depth, self.seeds[0], self.learning_rates[0]))
+            return
+        first = [self._cell(Cell(method, depth, self.seeds[0], rate)) for rate in self.learning_rates]
+        best = min(first, key=lambda result: result.selection_loss)
+        self._warn_unless_bracketed(best.cell)
+        yield best
+        for seed in self.seeds[1:]:
+            yield self._cell(Cell(method, depth, seed, best.cell.learning_rate))
 
     def _warn_unless_bracketed(self, best: Cell) -> None:
         """Warn where rates beyond those tried may be better: a baseline at a poor rate flatters what is compared with it."""
@@ -63,7 +87,8 @@ class Comparison:
         if (folder / RESULT).is_file():
             done = CellResult.load(folder)
             self._check_same(done, settings, folder)
-            if {task.name for task in self.tasks} < done.measured.quality.keys():
+            is_counted = done.num_steps is not None or not self.is_equal_seconds
+            if is_counted and {task.name for task in self.tasks} < done.measured.quality.keys():
                 return done
         run_alone(run_cell, cell, self.recipe, self.tasks, folder)
         return CellResult.load(folder)
@@ -77,3 +102,18 @@ class Comparison:
                 f"{str(folder)!r} holds a result of other settings: `{name}` was {done.settings.get(name)!r}, now it is "
                 f"{settings.get(name)!r}. Name another `--output_dir`, or delete the folder."
             )
+
+
+def steps_in_seconds(full: list[CellResult], found: list[CellResult]) -> int:
+    """Return how many optimizer steps of a method take the seconds of full depth, those of its calibrations included.
+
+    Args:
+        full: Cells of full depth.
+        found: Those of the method, with the steps of the recipe: what their steps took is what further ones will.
+    """
+    seconds = statistics.fmean(result.train_seconds for result in full)
+    fixed = statistics.fmean(result.calibration_seconds for result in found)
+    per_step = statistics.fmean(
+        (result.train_seconds - result.calibration_seconds) / result.num_steps for result in found
+    )
+    return max(1, math.floor((seconds - fixed) / per_step))

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+FULL = "full"  # the method that others are compared with
 RECIPE = "recipe"  # the evaluation set of the recipe itself, among those of a result
 
 

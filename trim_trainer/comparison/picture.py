@@ -20,12 +20,17 @@ NUM_LAYERS_BESIDE = 0.1  # by which the points of two methods are apart
 
 
 def plot_rows(rows: list[Row], path: str | Path) -> None:
-    """Draw the accuracy (or, without choices, the loss) against depth, one line per method, full depth as a band."""
+    """Draw the accuracy (or, without choices, the loss) against depth, one line per method, full depth as a band.
+
+    With the steps of the recipe; rows of equal seconds are in the table.
+    """
     name = "accuracy" if any(row.quality(RECIPE, "accuracy") for row in rows) else "loss"
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     axes = figure.subplots()
     lines: dict[str, dict[int, tuple]] = {}
     for row in rows:
+        if row.is_equal_seconds:
+            continue
         lines.setdefault(row.method, {})[row.depth] = row.quality(RECIPE, name)
     draw_methods(axes, lines)
     label_by_depth(axes, f"{name} on the evaluation set", "Bars and band: 95 % confidence interval")

@@ -21,6 +21,12 @@ class Row:
     method: str
     depth: int
     results: tuple[CellResult, ...]
+    is_equal_seconds: bool = False  # its steps took the seconds of full depth
+
+    @property
+    def title(self) -> str:
+        """What tables call it."""
+        return METHODS[self.method].title + ", equal seconds" * self.is_equal_seconds
 
     def mean(self, name: str) -> float:
         """Of a field of the results."""
@@ -58,10 +64,11 @@ class Row:
 
 
 def group(results: Iterable[CellResult]) -> list[Row]:
-    """Put the seeds of a method and a depth together: full depth first, then depth by depth."""
-    by_row: dict[tuple[str, int], list[CellResult]] = {}
+    """Put the seeds of a method and a depth together, those of equal seconds apart: full depth first, then by depth."""
+    by_row: dict[tuple[str, int, bool], list[CellResult]] = {}
     for result in results:
-        by_row.setdefault((result.cell.method, result.cell.depth), []).append(result)
+        cell = result.cell
+        by_row.setdefault((cell.method, cell.depth, cell.is_equal_seconds), []).append(result)
     order = list(METHODS)
-    rows = [Row(method, depth, tuple(found)) for (method, depth), found in by_row.items()]
-    return sorted(rows, key=lambda row: (-row.depth, order.index(row.method)))
+    rows = [Row(method, depth, tuple(found), is_equal) for (method, depth, is_equal), found in by_row.items()]
+    return sorted(rows, key=lambda row: (-row.depth, order.index(row.method), row.is_equal_seconds))

@@ -9,9 +9,10 @@ def tabulate(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
     tasks = list(dict.fromkeys(task for row in rows for result in row.results for task in result.measured.quality))
     columns = {
         "layers": lambda row: f"{row.mean('depth'):.0f}",
-        "method": lambda row: METHODS[row.method].title,
+        "method": lambda row: row.title,
         "seeds": lambda row: str(len(row.results)),
         "lr": lambda row: f"{row.results[0].cell.learning_rate:g}",
+        "steps": _steps,
     }
     for task in tasks:
         for name, title, form in (("accuracy", "accuracy", ".3f"), ("macro_f1", "macro-F1", ".3f")):
@@ -33,6 +34,11 @@ def tabulate(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
     return [list(columns)[i] for i in used], [[line[i] for i in used] for line in lines]
 
 
+def _steps(row: Row) -> str:
+    is_counted = all(result.num_steps is not None for result in row.results)
+    return f"{row.mean('num_steps'):.0f}" if is_counted else ""
+
+
 def _quality(task: str, name: str, form: str):
     def cell(row: Row) -> str:
         return _with_interval(row.quality(task, name), form, "–")
@@ -45,7 +51,12 @@ def _difference(rows: list[Row], reference: str):
 
     def cell(row: Row) -> str:
         is_deep = METHODS[reference].drops == "never"
-        others = [each for each in rows if each.method == reference and (is_deep or each.depth == row.depth)]
+        same = (row.depth, row.is_equal_seconds)
+        others = [
+            each
+            for each in rows
+            if each.method == reference and (is_deep or (each.depth, each.is_equal_seconds) == same)
+        ]
         if not others or row.method == reference:
             return ""
         found = row.difference(others[0], RECIPE, "accuracy")
