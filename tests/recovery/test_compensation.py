@@ -13,8 +13,13 @@ from trim_trainer import TrimConfig, TrimHistory, TrimTrainer, drop_layers, drop
 from trim_trainer.architectures.errors import UnsupportedArchitectureError
 from trim_trainer.architectures.modules import find_layers
 from trim_trainer.data.examples import ScoredExample
-from trim_trainer.recovery.compensation import RIDGE, compensated
+from trim_trainer.recovery.compensation import compensated
 from trim_trainer.recovery.projection import check_compensation, find_projection
+from trim_trainer.recovery.regression import RIDGE
+from trim_trainer.recovery.takeovers import solve_takeovers
+from trim_trainer.scoring.layout import ONE_BY_ONE
+from trim_trainer.scoring.scan import scan_layers, score_choices
+from trim_trainer.scoring.trial import choose_layout
 
 
 def draw(number=60, vocab_size=90):
@@ -141,6 +146,15 @@ def test_every_architecture_comes_closer_or_is_refused(name):
     with compensated(model, dropped, examples):
         drop_layers(model, dropped)
     assert error(model, target, examples) < error(small, target, examples)
+
+    model, (layer, *_) = zoo.make(name).eval(), candidates
+    takeovers = solve_takeovers(model, [layer], examples)
+    found = scan_layers(model, examples[:4], choose_layout(model, examples[:4]), None, [layer], takeovers=takeovers)
+    with compensated(model, [layer], examples):
+        drop_layers(model, [layer])
+    torch.testing.assert_close(
+        found.log_probs[1], score_choices(model, examples[:4], ONE_BY_ONE), rtol=1e-4, atol=5e-3
+    )
 
 
 def test_a_layer_that_does_nothing_leaves_nothing_to_take_over():
@@ -272,3 +286,45 @@ def test_an_architecture_that_cannot_is_refused_before_training(sets, tmp_path):
     with pytest.raises(UnsupportedArchitectureError, match="Mixtral"):
         trainer.train()
     assert trainer.state.global_step == 0
+
+
+@pytest.mark.parametrize("layout", ["staggered", "one by one"])
+@pytest.mark.parametrize("model_type", PROJECTIONS)
+def test_a_candidate_scores_as_if_it_were_dropped_and_compensated_for(model_type, layout):
+    """Against the deed: each layer really dropped, the one in front of it really changed, everything scored anew."""
+    model, examples, questions = zoo.make(model_type).eval(), draw(60), draw(72)[60:]
+    candidates = sorted(droppable_layers(model))
+    layout = choose_layout(model, questions) if layout == "staggered" else ONE_BY_ONE
+    found = scan_layers(
+        model, questions, layout, takeovers=solve_takeovers(model, candidates, examples), candidates=candidates
+    )
+    plain = scan_layers(model, questions, layout, candidates=candidates)
+    assert torch.equal(found.log_probs[0], plain.log_probs[0])
+    for row, layer in enumerate(candidates, 1):
+        trimmed = copy.deepcopy(model)
+        with compensated(trimmed, [layer], examples):
+            drop_layers(trimmed, [layer])
+        truth = score_choices(trimmed, questions, layout)
+        torch.testing.assert_close(found.log_probs[row], truth, rtol=1e-4, atol=2e-3)
+        if layer > 0:
+            assert (plain.log_probs[row] - truth).abs().max() > 0.05, layer
+
+
+def test_solutions_are_the_same_in_several_passes(monkeypatch):
+    model, examples = make_model(), draw(20)
+    whole = solve_takeovers(model, range(6), examples)
+    monkeypatch.setattr("trim_trainer.recovery.takeovers.MAX_SUMS", 1)
+    parts = solve_takeovers(model, range(6), examples)
+    assert list(whole) == list(parts) == [1, 2, 3, 4, 5]
+    for layer in whole:
+        assert torch.equal(whole[layer].weight, parts[layer].weight)
+
+
+def test_a_run_scores_after_compensation(sets, tmp_path):
+    """What a round says of the layer that went is what the deed gives: the metric right after the drop."""
+    trainer = make_trainer(sets, tmp_path, importance="sensitivity", calibration_metric="loss", layers_per_trim=1)
+    trainer.train()
+    assert len(trainer.history.drops) > 1
+    for a_round in trainer.history.drops:
+        (dropped,) = a_round.dropped
+        assert a_round.metric_after == pytest.approx(a_round.metric + a_round.score_of(dropped), abs=2e-4)

@@ -1,6 +1,7 @@
 """What a criterion may look at: the model, the calibration set, and a scan that runs when it is first needed."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -10,6 +11,7 @@ from ..architectures.modules import find_layers
 from ..data.examples import ScoredExample
 from ..scoring.layout import Layout
 from ..scoring.scan import LayerScan, scan_layers
+from ..scoring.takeover import Takeover
 from .racing import Race, race
 
 
@@ -23,6 +25,7 @@ class Settings:
     layers_per_trim: int = 1  # that are dropped at once
     racing_confidence: float | None = None  # None: every candidate is scored on every example
     seed: int = 0  # for the criteria that draw
+    takeovers: Mapping[int, Takeover] = field(default_factory=dict)  # layer -> what the one in front of it takes over
 
 
 @dataclass(frozen=True)
@@ -93,4 +96,7 @@ class Calibration:
         return self.settings.racing_confidence is not None
 
     def _scan(self, examples: list[ScoredExample], candidates: list[int] | None) -> LayerScan:
-        return scan_layers(self.model, examples, self.settings.layout, self.settings.batch_tokens, candidates)
+        settings = self.settings
+        return scan_layers(
+            self.model, examples, settings.layout, settings.batch_tokens, candidates, takeovers=settings.takeovers
+        )

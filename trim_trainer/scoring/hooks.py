@@ -1,6 +1,6 @@
 """What hangs on a model's layers while it is scored: a candidate that skips a layer, norms on the way."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -11,13 +11,17 @@ from ..architectures.configs import text_config
 from ..architectures.modules import find_layers
 from ..architectures.table import find_architecture
 from .batches import Batch
+from .takeover import Takeover
 
 
 @contextmanager
-def stagger(stack: nn.ModuleList, candidates: list[int], batch: Batch) -> Iterator[None]:
-    """Let each candidate join the batch behind the layer that it skips."""
+def stagger(
+    stack: nn.ModuleList, candidates: list[int], batch: Batch, takeovers: Mapping[int, Takeover]
+) -> Iterator[None]:
+    """Let each candidate join the batch behind the layer that it skips, with what is taken over in its place."""
     num_rows = batch.shape[0]
-    before = {}  # candidate -> hidden state in front of the skipped layer, (rows, seq, hidden)
+    before = {}  # candidate -> hidden state in place of what the skipped layer returns, (rows, seq, hidden)
+    watched = {}  # candidate -> what the layer in front of it takes over
 
     def widen(value, copies):
         if isinstance(value, torch.Tensor) and value.ndim > 1 and value.shape[0] == num_rows:
@@ -30,7 +34,8 @@ def stagger(stack: nn.ModuleList, candidates: list[int], batch: Batch) -> Iterat
         def hook(layer, args, kwargs):
             hidden, *others = args
             if number in candidates:
-                before[number] = hidden[:num_rows]
+                state = hidden[:num_rows]
+                before[number] = state + watched[number].added(state) if number in watched else state
             copies = len(hidden) // num_rows
             return (hidden, *(widen(other, copies) for other in others)), {
                 name: widen(value, copies) for name, value in kwargs.items()
@@ -45,6 +50,8 @@ def stagger(stack: nn.ModuleList, candidates: list[int], batch: Batch) -> Iterat
         return hook
 
     with ExitStack() as hooks:
+        for number in takeovers.keys() & set(candidates):
+            watched[number] = hooks.enter_context(takeovers[number].watched())
         for number, layer in enumerate(stack):
             if candidates:
                 hooks.callback(layer.register_forward_pre_hook(enter(number), with_kwargs=True).remove)
@@ -73,21 +80,24 @@ def record_squares(stack: nn.ModuleList, batch: Batch) -> Iterator[list[torch.Te
 
 
 @contextmanager
-def skip_layer(model: PreTrainedModel, number: int) -> Iterator[None]:
-    """Make a layer hand on what it is given: the hidden state, and the state beside it where the model type has one."""
+def skip_layer(model: PreTrainedModel, number: int, takeover: Takeover | None = None) -> Iterator[None]:
+    """Make a layer hand on what it is given: the hidden state, and the state beside it where the model type has one.
+
+    To the hidden state is added what the layer in front takes over.
+    """
     num_carried = find_architecture(model.config).num_carried
 
     def hook(layer, args, output):
-        carried = args[: 1 + num_carried]
+        hidden, *others = args[: 1 + num_carried]
+        hidden = hidden if watched is None else hidden + watched.added(hidden)
         if isinstance(output, tuple | list):
-            return type(output)((*carried, *output[1 + num_carried :]))
-        return carried[0]
+            return type(output)((hidden, *others, *output[1 + num_carried :]))
+        return hidden
 
-    handle = find_layers(model)[number].register_forward_hook(hook)
-    try:
+    with ExitStack() as hooks:
+        watched = None if takeover is None else hooks.enter_context(takeover.watched())
+        hooks.callback(find_layers(model)[number].register_forward_hook(hook).remove)
         yield
-    finally:
-        handle.remove()
 
 
 def hidden_of(output) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Log-probabilities of choices under the model and under the model without each of its layers, in one pass."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +14,7 @@ from .hooks import plain_forward, record_squares, skip_layer, stagger
 from .layout import Layout
 from .processes import share, sum_over_processes
 from .scored_positions import logits_of
+from .takeover import Takeover
 
 # Logits that exist at the same time, in single precision: 0.25 GiB.
 MAX_LOGITS = 2**26
@@ -55,6 +56,7 @@ def scan_layers(
     batch_tokens: int | None = None,
     candidates: Iterable[int] | None = None,
     is_shared: bool = True,
+    takeovers: Mapping[int, Takeover] | None = None,
 ) -> LayerScan:
     """Score every choice with every layer left out in turn.
 
@@ -68,14 +70,16 @@ def scan_layers(
         batch_tokens: Tokens that one pass carries at most, over all candidates; None: what is fast on the device.
         candidates: Numbers of the layers to leave out, in rising order; None: all.
         is_shared: Several processes share the batches; every one of them gets the whole result.
+        takeovers: Candidate -> what the layer in front of it takes over when it goes; None: nothing.
     """
+    takeovers = takeovers or {}
     layers = list(range(len(find_layers(model)))) if candidates is None else list(candidates)
     if layout.is_staggered:
-        return _run(model, examples, layout, layers, batch_tokens, is_shared)
+        return _run(model, examples, layout, layers, batch_tokens, is_shared, takeovers)
     base = _run(model, examples, layout, [], batch_tokens, is_shared)
     without = []
     for layer in layers:
-        with skip_layer(model, layer):
+        with skip_layer(model, layer, takeovers.get(layer)):
             without.append(score_choices(model, examples, layout, batch_tokens, is_shared))
     return LayerScan(torch.stack([base.log_probs[0], *without]), base.activation_norms)
 
@@ -88,6 +92,7 @@ def _run(
     candidates: list[int],
     batch_tokens: int | None,
     is_shared: bool,
+    takeovers: Mapping[int, Takeover] | None = None,
 ) -> LayerScan:
     """Run the model over all examples, each `candidates` layer left out in its own share of the batch."""
     stack, was_training = find_layers(model), model.training
@@ -105,7 +110,11 @@ def _run(
     try:
         batches = make_batches(model, examples, layout.is_packed, batch_tokens, 1 + len(candidates))
         for batch in share(batches, model) if is_shared else batches:
-            with record_squares(stack, batch) as found, stagger(stack, candidates, batch), plain_forward(model):
+            with (
+                record_squares(stack, batch) as found,
+                stagger(stack, candidates, batch, takeovers or {}),
+                plain_forward(model),
+            ):
                 log_probs = _cropped(model, batch) if layout.crops_head else _whole(model, batch)
             totals.index_add_(1, batch.choices.cpu(), log_probs.cpu().double())
             squares.index_add_(1, batch.counted_examples.cpu(), torch.stack(found).cpu().double())

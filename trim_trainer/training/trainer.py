@@ -32,6 +32,8 @@ from ..records.history import TrimHistory
 from ..records.run_record import RunRecord
 from ..recovery.compensation import compensated
 from ..recovery.distillation import Teacher
+from ..recovery.takeovers import solve_takeovers
+from ..scoring.takeover import Takeover
 from ..surgery.cpu_kernels import keep_order
 from ..surgery.optimizer import sync_optimizer
 from ..surgery.wrapping import rewrap
@@ -275,6 +277,11 @@ class TrimTrainer(HookedTrainer):
         """Drop layers within; those in front of them take over what they added, if `compensation_size` asks for it."""
         examples, args = self.compensation_examples, self.args
         return compensated(self.causal_lm, dropped, examples, args.scan_batch_tokens, self.accelerator.autocast)
+
+    def takeovers(self, candidates: set[int]) -> dict[int, Takeover]:
+        """What the layer in front of each candidate would take over; nothing, if `compensation_size` asks for nothing."""
+        examples, args = self.compensation_examples, self.args
+        return solve_takeovers(self.causal_lm, candidates, examples, args.scan_batch_tokens) if examples else {}
 
     @cached_property
     def compensation_examples(self) -> list[ScoredExample]:

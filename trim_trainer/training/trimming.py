@@ -1,6 +1,7 @@
 """The algorithm of TrimLLM: score, choose, drop, recover, freeze, record, until a depth is reached (arXiv 2412.11242)."""
 
 import logging
+import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from ..data.examples import ScoredExample
 from ..data.metrics import measure
 from ..importance.calibration import Settings
 from ..importance.choice import choose_layers
-from ..importance.criteria import CriterionLike
+from ..importance.criteria import CriterionLike, find_criterion
 from ..importance.scores import LayerScores, calibrate
 from ..records.history import Round, TrimHistory
 from ..recovery.quality_floor import QualityFloor
@@ -25,6 +26,7 @@ from ..scoring.layout import Layout
 from ..scoring.processes import from_main
 from ..scoring.scan import score_choices
 from ..scoring.speed import measure_tokens_per_second
+from ..scoring.takeover import Takeover
 from ..scoring.trial import choose_layout
 from ..surgery.backup import LayerBackup
 from ..surgery.drop import drop_layers
@@ -48,6 +50,9 @@ class Run(Protocol):
 
     def compensated(self, dropped: tuple[int, ...]) -> AbstractContextManager[None]:
         """Layers are dropped within; those in front of them take over what they added, if that is asked for."""
+
+    def takeovers(self, candidates: set[int]) -> dict[int, Takeover]:
+        """What the layer in front of each candidate would take over; nothing, if that is not asked for."""
 
     def sync_parameters(self) -> None:
         """Tell the optimizer and the wrapper of several processes what the model has and what trains."""
@@ -129,7 +134,14 @@ class Trimming:
         return set(droppable_layers(self.run.causal_lm, chosen)) - protected
 
     def score(self) -> LayerScores:
-        """Score every layer that is left: how good is the model on the calibration set without it?"""
+        """Score every layer that is left: how good is the model on the calibration set without it?
+
+        Without it, and with the layer in front of it taking over, where drops are compensated for.
+        """
+        started, candidates, takeovers = time.perf_counter(), self.droppable(), {}
+        if self.settings.compensates and find_criterion(self.criterion).scans:
+            with self.run.scoring():
+                takeovers = self.run.takeovers(candidates)
         settings = Settings(
             self.history.calibration_metric,
             self.layout,
@@ -137,9 +149,11 @@ class Trimming:
             self.settings.layers_per_trim,
             self.settings.racing_confidence,
             self.settings.seed + self.run.global_step,
+            takeovers,
         )
         with self.run.scoring():
-            return from_main(calibrate(self.run.causal_lm, self.examples, self.criterion, settings, self.droppable()))
+            scored = calibrate(self.run.causal_lm, self.examples, self.criterion, settings, candidates)
+        return from_main(replace(scored, seconds=time.perf_counter() - started))
 
     def drop(self, dropped: tuple[int, ...], scored: LayerScores) -> tuple[int, ...] | None:
         """Drop layers (numbers of the model as it is now), choose which of the others train, tell the optimizer.

@@ -1,0 +1,115 @@
+"""Least squares for a projection: what it has to return in addition, summed up over passes of a model."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
+from functools import partial
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..data.examples import ScoredExample
+from ..scoring.batches import make_batches
+from ..scoring.hooks import hidden_of, plain_forward
+from ..scoring.processes import share, sum_over_processes
+from ..scoring.scored_positions import no_logits
+from .projection import Enough, Projection
+
+logger = logging.getLogger(__name__)
+
+# Penalty on the change of a weight, as a share of the mean square of the projection's inputs.
+RIDGE = 1e-2
+
+
+class Regression:
+    """Least squares for a projection: what it has to return in addition, from its inputs, summed up over passes.
+
+    Each token is weighted by the inverse square of the norm of the state that it should have.
+
+    Args:
+        projection: That of the layer in front of the dropped ones.
+    """
+
+    def __init__(self, projection: Projection):
+        self.projection = projection
+        module = projection.module
+        hidden_size, num_inputs = module.weight.shape if isinstance(module, nn.Linear) else module.weight.T.shape
+        num_inputs += module.bias is not None
+        shapes, device = ((num_inputs, num_inputs), (num_inputs, hidden_size), (1,)), module.weight.device
+        self._sums = [torch.zeros(shape, device=device) for shape in shapes]  # a process may have no pass
+
+    @property
+    def size(self) -> int:
+        """Bytes that the sums take."""
+        return sum(total.numel() * total.element_size() for total in self._sums)
+
+    def add(self, inputs: torch.Tensor, states: torch.Tensor, target: torch.Tensor) -> None:
+        """Take in the inputs (tokens, inputs) of a pass, the states (tokens, hidden) and what they should have been."""
+        with torch.autocast(inputs.device.type, enabled=False):
+            self._add(inputs, states, target)
+
+    def _add(self, inputs: torch.Tensor, states: torch.Tensor, target: torch.Tensor) -> None:
+        inputs, states, target = inputs.float(), states.float(), target.to(states.device).float()
+        if self.projection.module.bias is not None:
+            inputs = torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1)
+        weights = target.square().sum(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny).reciprocal()
+        missing = target - states
+        squares, products, error = self._sums
+        weighted = (weights * inputs).T
+        squares.addmm_(weighted, inputs)
+        products.addmm_(weighted, missing)
+        error += (weights * missing.square()).sum()
+
+    def solve(self, model: PreTrainedModel) -> tuple[torch.Tensor, float]:
+        """Solve by ridge regression, over the tokens that all processes have seen.
+
+        Returns:
+            (inputs, hidden), what is added per input, and the share of the error that is left.
+        """
+        squares, products, error = (total.double() for total in sum_over_processes(*self._sums, model=model))
+        ridge = RIDGE * squares.diagonal().mean()
+        by = torch.cholesky_solve(
+            products, torch.linalg.cholesky(squares + ridge * torch.eye(len(squares)).to(squares))
+        )
+        left = error - 2 * (by * products).sum() + (by * (squares @ by)).sum()
+        return by, (left / error).item()
+
+
+@torch.no_grad()
+def record(
+    model: PreTrainedModel,
+    examples: list[ScoredExample],
+    batch_tokens: int | None,
+    precision: Callable[[], AbstractContextManager],
+    outputs: Sequence[nn.Module],
+    inputs: Sequence[nn.Module] = (),
+) -> Iterator[list[torch.Tensor]]:
+    """Yield, per pass of this process, (tokens, size) for each module: the outputs of some, then the inputs of others."""
+    found: dict[int, torch.Tensor] = {}
+    was_training = model.training
+
+    def keep(place, value):
+        found[place] = value
+        if len(found) == len(outputs) + len(inputs):
+            raise Enough
+
+    def leave(module, args, output, place):
+        keep(place, hidden_of(output))
+
+    def enter(module, args, place):
+        keep(place, args[0])
+
+    model.eval()
+    with ExitStack() as hooks:
+        hooks.callback(model.train, was_training)
+        for place, module in enumerate(outputs):
+            hooks.callback(module.register_forward_hook(partial(leave, place=place)).remove)
+        for place, module in enumerate(inputs, len(outputs)):
+            hooks.callback(module.register_forward_pre_hook(partial(enter, place=place)).remove)
+        for batch in share(make_batches(model, examples, False, batch_tokens), model):
+            found.clear()
+            with suppress(Enough), precision(), plain_forward(model):
+                model(**batch.inputs, use_cache=False, **no_logits(model))
+            rows = [found[place].view(*batch.shape, -1) for place in range(len(found))]  # some see (rows · seq, size)
+            yield [values[batch.counted_rows, batch.counted_positions] for values in rows]
