@@ -200,7 +200,7 @@ def test_later_gaps_see_what_the_first_has_become():
 def test_examples_come_from_any_training_set(sets, tmp_path):
     def examples(train):
         trainer = make_trainer((train, *sets[1:]), tmp_path, compensation_size=8)
-        return trainer.compensation_examples
+        return trainer.compensation.examples
 
     drawn = examples(sets[0])
     assert len(drawn) == 8 and all(len(example.choice_ids) == 1 for example in drawn)

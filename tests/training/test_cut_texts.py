@@ -52,7 +52,7 @@ def test_gpt2_with_longer_prompts_trains_and_drops(tmp_path, caplog):
     trainer.train()
     assert trainer.model.config.num_hidden_layers == 4
     assert trainer.history.trimmed.evaluation.num_examples == 6
-    assert {len(e.prompt_ids + e.choice_ids[0]) for e in trainer.compensation_examples} == {10}
+    assert {len(e.prompt_ids + e.choice_ids[0]) for e in trainer.compensation.examples} == {10}
 
 
 def test_the_ends_of_texts_are_kept_where_that_is_asked_for(tmp_path):

@@ -11,10 +11,35 @@ from transformers import PreTrainedModel
 from ..architectures.modules import find_layers
 from ..data.examples import ScoredExample
 from ..scoring.processes import from_main
+from ..scoring.takeover import Takeover
 from .projection import find_projection
 from .regression import Regression, record
+from .takeovers import solve_takeovers
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Compensation:
+    """How a run makes good what it drops: on which examples, in which precision.
+
+    Attributes:
+        examples: On whose tokens states are compared.
+        batch_tokens: Tokens that one pass carries at most; None: what is fast on the device.
+        precision: Makes the context in which the model runs, such as autocast.
+    """
+
+    examples: list[ScoredExample]
+    batch_tokens: int | None = None
+    precision: Callable[[], AbstractContextManager] = nullcontext
+
+    def dropping(self, model: PreTrainedModel, dropped: Iterable[int]) -> AbstractContextManager[None]:
+        """Drop layers within, see `compensated`."""
+        return compensated(model, dropped, self.examples, self.batch_tokens, self.precision)
+
+    def takeovers(self, model: PreTrainedModel, candidates: Iterable[int]) -> dict[int, Takeover]:
+        """What would be taken over from each candidate alone, see `solve_takeovers`."""
+        return solve_takeovers(model, candidates, self.examples, self.batch_tokens, self.precision)
 
 
 @dataclass(frozen=True)

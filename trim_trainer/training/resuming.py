@@ -42,7 +42,7 @@ def find_resumed(trainer, resume_from_checkpoint: str | bool | None) -> str | No
     trainer.accelerator.wait_for_everyone()
     if not trainer.is_fsdp_enabled:
         trainer.trimming.layout  # noqa: B018  found on it, too
-        trainer.compensation_examples  # noqa: B018  on which it is tried whether that is possible
+        trainer.compensation  # noqa: B018  on which it is tried whether that is possible
     return find_checkpoint(args.output_dir, resumed) if resumed else None
 
 

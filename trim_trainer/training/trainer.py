@@ -4,7 +4,7 @@ import copy
 import logging
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -30,10 +30,8 @@ from ..importance.criteria import CriterionLike
 from ..records.files import DEPTH_DIR
 from ..records.history import TrimHistory
 from ..records.run_record import RunRecord
-from ..recovery.compensation import compensated
+from ..recovery.compensation import Compensation
 from ..recovery.distillation import Teacher
-from ..recovery.takeovers import solve_takeovers
-from ..scoring.takeover import Takeover
 from ..surgery.cpu_kernels import keep_order
 from ..surgery.optimizer import sync_optimizer
 from ..surgery.wrapping import rewrap
@@ -273,25 +271,18 @@ class TrimTrainer(HookedTrainer):
         with self.accelerator.autocast():
             yield
 
-    def compensated(self, dropped: tuple[int, ...]) -> AbstractContextManager[None]:
-        """Drop layers within; those in front of them take over what they added, if `compensation_size` asks for it."""
-        examples, args = self.compensation_examples, self.args
-        return compensated(self.causal_lm, dropped, examples, args.scan_batch_tokens, self.accelerator.autocast)
-
-    def takeovers(self, candidates: set[int]) -> dict[int, Takeover]:
-        """What the layer in front of each candidate would take over; nothing, if `compensation_size` asks for nothing."""
-        examples, args = self.compensation_examples, self.args
-        return solve_takeovers(self.causal_lm, candidates, examples, args.scan_batch_tokens) if examples else {}
-
     @cached_property
-    def compensation_examples(self) -> list[ScoredExample]:
-        """`compensation_size` examples of the training set, drawn once.
+    def compensation(self) -> Compensation | None:
+        """How layers in front of dropped ones take over what they added; None: `compensation_size` is 0.
 
         Raises:
             ValueError: the run cannot compensate.
             UnsupportedArchitectureError: the layers of the model cannot.
         """
-        return draw_compensation_examples(self)
+        examples = draw_compensation_examples(self)
+        if not examples:
+            return None
+        return Compensation(examples, self.args.scan_batch_tokens, self.accelerator.autocast)
 
     def sync_parameters(self) -> None:
         """Tell the optimizer and the wrapper of several processes what the model has and what trains."""

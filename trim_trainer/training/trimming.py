@@ -21,12 +21,12 @@ from ..importance.choice import choose_layers
 from ..importance.criteria import CriterionLike, find_criterion
 from ..importance.scores import LayerScores, calibrate
 from ..records.history import Round, TrimHistory
+from ..recovery.compensation import Compensation
 from ..recovery.quality_floor import QualityFloor
 from ..scoring.layout import Layout
 from ..scoring.processes import from_main
 from ..scoring.scan import score_choices
 from ..scoring.speed import measure_tokens_per_second
-from ..scoring.takeover import Takeover
 from ..scoring.trial import choose_layout
 from ..surgery.backup import LayerBackup
 from ..surgery.drop import drop_layers
@@ -44,15 +44,10 @@ class Run(Protocol):
     causal_lm: PreTrainedModel  # inside adapters and wrappers: the one whose layers are dropped
     optimizer: torch.optim.Optimizer | None
     global_step: int  # optimizer steps that are done
+    compensation: Compensation | None  # None: nothing takes over what dropped layers added
 
     def scoring(self) -> AbstractContextManager[None]:
         """The model scores within as it evaluates."""
-
-    def compensated(self, dropped: tuple[int, ...]) -> AbstractContextManager[None]:
-        """Layers are dropped within; those in front of them take over what they added, if that is asked for."""
-
-    def takeovers(self, candidates: set[int]) -> dict[int, Takeover]:
-        """What the layer in front of each candidate would take over; nothing, if that is not asked for."""
 
     def sync_parameters(self) -> None:
         """Tell the optimizer and the wrapper of several processes what the model has and what trains."""
@@ -128,6 +123,11 @@ class Trimming:
             trained = self.drop(dropped, scored)
             self.record(scored, dropped, trained)
 
+    @property
+    def compensation(self) -> Compensation | None:
+        """How drops are made good, here; None: not at all."""
+        return self.run.compensation if self.settings.compensates else None
+
     def droppable(self, chosen: tuple[int, ...] = ()) -> set[int]:
         """Layers (numbers of the model as it is now) that can go in addition to `chosen`."""
         protected = {self.history.kept.index(layer) for layer in self.settings.protected_layers}
@@ -139,9 +139,9 @@ class Trimming:
         Without it, and with the layer in front of it taking over, where drops are compensated for.
         """
         started, candidates, takeovers = time.perf_counter(), self.droppable(), {}
-        if self.settings.compensates and find_criterion(self.criterion).scans:
+        if self.compensation is not None and find_criterion(self.criterion).scans:
             with self.run.scoring():
-                takeovers = self.run.takeovers(candidates)
+                takeovers = self.compensation.takeovers(self.run.causal_lm, candidates)
         settings = Settings(
             self.history.calibration_metric,
             self.layout,
@@ -163,7 +163,7 @@ class Trimming:
         """
         kept, trained = self.history.kept, self.history.trained_layers
         left = [layer for layer in range(len(kept)) if layer not in dropped]
-        with self.run.compensated(dropped) if self.settings.compensates else nullcontext():
+        with self.compensation.dropping(self.run.causal_lm, dropped) if self.compensation else nullcontext():
             self._take_out(dropped)
         if trained is not None:
             still_trained = [new for new, old in enumerate(left) if kept[old] in trained]
