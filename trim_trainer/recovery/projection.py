@@ -1,6 +1,6 @@
 """The last linear map of a layer whose output reaches that of the layer, found by moving it and looking."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -41,55 +41,63 @@ class Projection:
 
 def check_compensation(model: PreTrainedModel, example: ScoredExample) -> None:
     """Raise an UnsupportedArchitectureError if a layer could not stand in for those behind it."""
-    for layer in range(len(find_layers(model))):
-        find_projection(model, layer, example)
+    find_projections(model, range(len(find_layers(model))), example)
 
 
 class Enough(Exception):
     """Ends a forward pass whose remaining layers nobody looks at."""
 
 
-@torch.no_grad()
 def find_projection(model: PreTrainedModel, number: int, example: ScoredExample) -> Projection:
-    """Find the last linear map of a layer whose output reaches that of the layer as it is, by moving it and looking.
+    """Find that of one layer, see `find_projections`."""
+    return find_projections(model, [number], example)[number]
+
+
+@torch.no_grad()
+def find_projections(model: PreTrainedModel, numbers: Iterable[int], example: ScoredExample) -> dict[int, Projection]:
+    """Find the last linear map of layers whose output reaches that of the layer as it is, by moving it and looking.
 
     Raises:
         UnsupportedArchitectureError: there is none: a norm or a gate stands behind the last one, or experts do the work; or
             the layer sees something else than a state per token.
     """
-    layers, was_training = find_layers(model), model.training
-    layer = layers[number]
-    elsewhere = {module for other in layers if other is not layer for module in other.modules()}  # shared with others
+    layers, numbers, was_training = find_layers(model), sorted(numbers), model.training
     (batch,) = make_batches(model, [example], False)
-    calls: list[tuple] = []
-    ran: list[nn.Module] = []
+    calls: dict[int, tuple] = {}
 
-    def enter(layer, *call):
-        calls.append(call)
-        raise Enough
+    def enter(layer, *call, number):
+        calls[number] = call
+        if number == numbers[-1]:
+            raise Enough
 
     model.eval()
     with ExitStack() as hooks:
         hooks.callback(model.train, was_training)
         hooks.enter_context(torch.autocast(model.device.type, enabled=False))
+        with ExitStack() as watched, suppress(Enough), plain_forward(model):
+            for number in numbers:
+                hook = partial(enter, number=number)
+                watched.callback(layers[number].register_forward_pre_hook(hook, with_kwargs=True).remove)
+            model(**batch.inputs, use_cache=False, **no_logits(model))
+        return {number: _find(model, number, *calls[number], batch.shape) for number in numbers}
+
+
+def _find(model: PreTrainedModel, number: int, args: tuple, kwargs: dict, shape: tuple[int, int]) -> Projection:
+    layers, ran = find_layers(model), []
+    layer = layers[number]
+    elsewhere = {module for other in layers if other is not layer for module in other.modules()}  # shared with others
+    run = partial(layer, *args, **kwargs)
+    with ExitStack() as hooks:
         for module in layer.modules():
             if isinstance(module, nn.Linear | Conv1D) and module not in elsewhere:
                 hooks.callback(module.register_forward_hook(lambda module, args, output: ran.append(module)).remove)
-        handle = layer.register_forward_pre_hook(enter, with_kwargs=True)
-        try:
-            with suppress(Enough), plain_forward(model):
-                model(**batch.inputs, use_cache=False, **no_logits(model))
-        finally:
-            handle.remove()
-        args, kwargs = calls[0]
-        run = partial(layer, *args, **kwargs)
         before = hidden_of(run())
-        # Some see another sequence than that of the tokens: patches of bytes, or a prompt in front.
-        sees_tokens = before.shape[:2] == batch.shape
-        for module in reversed(list(dict.fromkeys(ran))) if sees_tokens else ():
-            scale = _reach(run, before.float(), module)
-            if scale is not None:
-                return Projection(module, scale)
+    # Some see another sequence than that of the tokens: patches of bytes, or a prompt in front.
+    sees_tokens = before.shape[:2] == shape
+    for module in reversed(list(dict.fromkeys(ran))) if sees_tokens else ():
+        scale = _reach(run, before.float(), module)
+        if scale is not None:
+            return Projection(module, scale)
     raise UnsupportedArchitectureError(
         f"Layer {number} of {type(model).__name__} has no linear map whose output is added to the hidden state of each token "
         "as it is, so it cannot stand in for the layers behind it. Set `compensation_size` to 0."

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from ..architectures.modules import find_layers
 from ..data.examples import ScoredExample
 from ..scoring.takeover import Takeover
-from .projection import find_projection
+from .projection import find_projections
 from .regression import Regression, record
 
 # Bytes of sums that exist at the same time, over the layers that are solved for in one pass.
@@ -57,9 +57,13 @@ def _groups(
     model: PreTrainedModel, candidates: list[int], examples: list[ScoredExample]
 ) -> Iterator[dict[int, Regression]]:
     """Yield candidates with their sums, as many at a time as `MAX_SUMS` allows."""
+    if not candidates:
+        return
+    shortest = min(examples, key=lambda example: example.num_tokens)
+    found = find_projections(model, [candidate - 1 for candidate in candidates], shortest)
     group, size = {}, 0
     for candidate in candidates:
-        fit = Regression(find_projection(model, candidate - 1, examples[0]))
+        fit = Regression(found[candidate - 1])
         if group and size + fit.size > MAX_SUMS:
             yield group
             group, size = {}, 0
