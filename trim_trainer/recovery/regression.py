@@ -61,13 +61,13 @@ class Regression:
         products.addmm_(weighted, missing)
         error += (weights * missing.square()).sum()
 
-    def solve(self, model: PreTrainedModel) -> tuple[torch.Tensor, float]:
-        """Solve by ridge regression, over the tokens that all processes have seen.
+    def solve(self, model: PreTrainedModel, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, float]:
+        """Solve by ridge regression in `dtype`, over the tokens that all processes have seen.
 
         Returns:
             (inputs, hidden), what is added per input, and the share of the error that is left.
         """
-        squares, products, error = (total.double() for total in sum_over_processes(*self._sums, model=model))
+        squares, products, error = (total.to(dtype) for total in sum_over_processes(*self._sums, model=model))
         ridge = RIDGE * squares.diagonal().mean()
         by = torch.cholesky_solve(
             products, torch.linalg.cholesky(squares + ridge * torch.eye(len(squares)).to(squares))

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
+import torch
 from transformers import PreTrainedModel
 
 from ..architectures.modules import find_layers
@@ -74,7 +75,7 @@ def _groups(
 
 
 def _solved(fit: Regression, model: PreTrainedModel) -> Takeover:
-    module, (by, _) = fit.projection.module, fit.solve(model)
+    module, (by, _) = fit.projection.module, fit.solve(model, torch.float32)
     by = by.to(module.weight.device, module.weight.dtype)
     if module.bias is None:
         return Takeover(module, by)
