@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 import zoo
-from datasets import Dataset
+from datasets import Dataset, load_dataset
 from tiny import TRAINING, make_examples, make_model, make_tokenizer
 from transformers import (
     AutoModelForCausalLM,
@@ -34,6 +34,22 @@ def test_json_holds_the_scores_that_python_gives(checkpoint, tokenizer, capsys):
     expected = score_layers(AutoModelForCausalLM.from_pretrained(model), tokenizer, make_examples(20), metric="loss")
     assert report["scores"] == pytest.approx(expected, abs=1e-5)
     assert report["num_examples"] == 20 and report["num_scored"] == [20] * 6 and report["droppable"] == [True] * 6
+
+
+def test_a_scan_takes_over_as_a_run_does(checkpoint, tokenizer, capsys):
+    model, data = checkpoint
+    arguments = ["scan", model, "--data", data, "--size", "8", "--metric", "loss", "--json"]
+    assert main([*arguments, "--compensation-size", "12"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    drawn = load_dataset("json", data_files=data, split="train").shuffle(seed=0)
+    rows, others = list(drawn.select(range(8))), list(drawn.select(range(8, 20)))
+    loaded = AutoModelForCausalLM.from_pretrained(model)
+    expected = score_layers(loaded, tokenizer, rows, metric="loss", compensation=others)
+    assert report["scores"] == pytest.approx(expected, abs=1e-5) and report["num_examples"] == 8
+    assert main(arguments) == 0
+    plain = json.loads(capsys.readouterr().out)["scores"]
+    assert plain[0] == pytest.approx(expected[0], abs=1e-5)  # none in front of the first
+    assert all(abs(one - other) > 1e-4 for one, other in zip(plain[1:], expected[1:], strict=True))
 
 
 @pytest.mark.parametrize("criterion", ["sensitivity", "block_influence", "taylor"])
@@ -118,6 +134,10 @@ def test_a_race_says_what_each_score_comes_from(checkpoint, capsys):
     [
         (["--criterion", "magic"], "`importance` is 'magic', expected one of: activation_norm, angular"),
         (["--split", "test"], "`split` is 'test', but"),
+        (
+            ["--size", "15", "--compensation-size", "6"],
+            "`compensation_size` is 6, but behind the 15 examples that layers are",
+        ),
     ],
 )
 def test_mistakes_are_one_sentence(options, message, checkpoint, capsys):

@@ -14,11 +14,11 @@ from trim_trainer.architectures.errors import UnsupportedArchitectureError
 from trim_trainer.architectures.modules import find_layers
 from trim_trainer.data.examples import ScoredExample
 from trim_trainer.recovery.compensation import compensated
-from trim_trainer.recovery.projection import check_compensation, find_projection
-from trim_trainer.recovery.regression import RIDGE
-from trim_trainer.recovery.takeovers import solve_takeovers
 from trim_trainer.scoring.layout import ONE_BY_ONE
+from trim_trainer.scoring.projection import check_compensation, find_projection
+from trim_trainer.scoring.regression import RIDGE
 from trim_trainer.scoring.scan import scan_layers, score_choices
+from trim_trainer.scoring.solutions import solve_takeovers
 from trim_trainer.scoring.trial import choose_layout
 
 
@@ -313,7 +313,7 @@ def test_a_candidate_scores_as_if_it_were_dropped_and_compensated_for(model_type
 def test_solutions_are_the_same_in_several_passes(monkeypatch):
     model, examples = make_model(), draw(20)
     whole = solve_takeovers(model, range(6), examples)
-    monkeypatch.setattr("trim_trainer.recovery.takeovers.MAX_SUMS", 1)
+    monkeypatch.setattr("trim_trainer.scoring.solutions.MAX_SUMS", 1)
     parts = solve_takeovers(model, range(6), examples)
     assert list(whole) == list(parts) == [1, 2, 3, 4, 5]
     for layer in whole:

@@ -22,6 +22,10 @@ def scan(arguments: list[str]) -> int:
     parser.add_argument(
         "--racing-confidence", type=between(0.5, 1), help="stop layers that are clearly worse, such as 0.95"
     )
+    parser.add_argument(
+        "--compensation-size", type=at_least(0), default=0,
+        help="further examples on which the layer in front of each takes over, as in training (default: 0, none does)",
+    )  # fmt: skip
     parser.add_argument("--batch-tokens", type=at_least(1), help="tokens of one pass; default: what is fast")
     parser.add_argument(
         "--dtype", default="auto", choices=DTYPES, help="auto (as stored), float32, bfloat16 or float16"

@@ -1,6 +1,7 @@
 """The importance of each layer of a checkpoint, without training: numbers, a table and a picture."""
 
 import json
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from ..importance.choice import choose_layers
 from ..importance.criteria import find_criterion
 from ..importance.scores import calibrate
 from ..records.plots import plot_layers
+from ..scoring.solutions import solve_takeovers
 from ..scoring.trial import choose_layout
 from .tasks import read_calibration
 
@@ -71,6 +73,7 @@ def report_layers(
     seed: int = 0,
     trust_remote_code: bool = False,
     max_length: int | None = None,
+    compensation_size: int = 0,
 ) -> LayerReport:
     """Score the layers of a checkpoint.
 
@@ -89,21 +92,35 @@ def report_layers(
         seed: For the draw of the examples.
         trust_remote_code: As for `from_pretrained`.
         max_length: Tokens behind which an example is cut, as in `SFTConfig`; None: none is.
+        compensation_size: Further examples, on which the layer in front of each that is left out takes over what it added,
+            as in `TrimConfig`. 0: nothing is taken over.
 
     Raises:
         ValueError: unknown criterion or split, unusable data, or an unsupported architecture.
     """
-    find_criterion(criterion)
+    takes_over = find_criterion(criterion).scans and compensation_size > 0
     dataset = _load(data, split)
     check_choices(dataset, repr(data))
-    dataset = dataset.shuffle(seed=seed).select(range(min(size, len(dataset))))
+    drawn = dataset.shuffle(seed=seed)
+    dataset, num_others = drawn.select(range(min(size, len(drawn)))), max(0, len(drawn) - size)
+    if num_others < compensation_size:
+        raise ValueError(
+            f"`compensation_size` is {compensation_size}, but behind the {size} examples that layers are scored on {data!r} has "
+            f"{num_others}. Lower one of them, or name a longer `split`."
+        )
     source = Source.of(model, trust_remote_code=trust_remote_code)
-    examples = tokenize_examples(dataset, source.load_processing_class(), max_length=max_length)
+    tokenizer = source.load_processing_class()
+    examples = tokenize_examples(dataset, tokenizer, max_length=max_length)
     metric = choose_metric(metric, examples)
     examples = scored_by(metric, examples)
     loaded = source.load_model(dtype).to(device or default_device())
-    settings = Settings(metric, choose_layout(loaded, examples), batch_tokens, 1, racing_confidence, seed)
-    can_go = set(droppable_layers(loaded))
+    can_go, started, takeovers = set(droppable_layers(loaded)), time.perf_counter(), {}
+    if takes_over:
+        others = drawn.select(range(size, size + compensation_size))
+        seen = scored_by("loss", tokenize_examples(others, tokenizer, max_length=max_length))
+        takeovers = solve_takeovers(loaded, can_go, seen, batch_tokens)
+    solving = time.perf_counter() - started
+    settings = Settings(metric, choose_layout(loaded, examples), batch_tokens, 1, racing_confidence, seed, takeovers)
     scored = calibrate(loaded, examples, criterion, settings, can_go or None)
     order = choose_layers(scored, criterion, len(scored.scores), lambda chosen: droppable_layers(loaded, chosen))
     return LayerReport(
@@ -113,7 +130,7 @@ def report_layers(
         metric=metric,
         num_examples=len(examples),
         value=scored.metric,
-        seconds=scored.seconds,
+        seconds=scored.seconds + solving,
         layout=str(settings.layout),
         scores=list(scored.scores),
         num_scored=list(scored.num_examples or [len(examples)] * len(scored.scores)),

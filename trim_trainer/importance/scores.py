@@ -15,6 +15,8 @@ from ..data.preparation import ProcessingClass, TextSettings, read_rows
 from ..data.tokens import tokenize_examples
 from ..import_messages import say_import_messages
 from ..scoring.scan import score_choices
+from ..scoring.solutions import solve_takeovers
+from ..scoring.takeover import Takeover
 from ..scoring.trial import choose_layout
 from .calibration import Calibration, Evidence, Settings
 from .criteria import CriterionLike, criterion_name, find_criterion
@@ -82,6 +84,7 @@ def score_layers(
     seed: int = 0,
     batch_tokens: int | None = None,
     args: SFTConfig | None = None,
+    compensation: Iterable[dict] | None = None,
 ) -> list[float]:
     """Score the layers of a model without training it. In several processes, each takes a share of the work.
 
@@ -95,6 +98,8 @@ def score_layers(
         seed: For the criteria that draw.
         batch_tokens: Tokens that one pass carries at most, over all candidates; bounds memory.
         args: Of a training run: texts are prepared and cut as there. None: as by TRL's defaults, and never cut.
+        compensation: Examples of the training set, on which the layer in front of each that is left out takes over what it
+            added, as in a run with `compensation_size`. None: nothing is taken over.
 
     Returns:
         One score per layer, higher = more important.
@@ -106,9 +111,13 @@ def score_layers(
     say_import_messages(model)
     rows = read_rows(calibration)
     check_choices(rows, "calibration")
-    settings = {} if args is None else asdict(TextSettings.of(args))
-    examples = tokenize_examples(rows, tokenizer, **settings)
+    texts = {} if args is None else asdict(TextSettings.of(args))
+    examples = tokenize_examples(rows, tokenizer, **texts)
     metric = choose_metric(metric, examples)
     examples = scored_by(metric, examples)
-    settings = Settings(metric, choose_layout(model, examples), batch_tokens, seed=seed)
+    takeovers: dict[int, Takeover] = {}
+    if compensation is not None and find_criterion(criterion).scans:
+        seen = scored_by("loss", tokenize_examples(read_rows(compensation), tokenizer, **texts))
+        takeovers = solve_takeovers(model, range(len(find_layers(model))), seen, batch_tokens)
+    settings = Settings(metric, choose_layout(model, examples), batch_tokens, seed=seed, takeovers=takeovers)
     return list(calibrate(model, examples, criterion, settings).scores)

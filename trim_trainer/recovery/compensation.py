@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 from ..architectures.modules import find_layers
 from ..data.examples import ScoredExample
 from ..scoring.processes import from_main
+from ..scoring.projection import find_projection
+from ..scoring.regression import Regression, record
+from ..scoring.solutions import solve_takeovers
 from ..scoring.takeover import Takeover
-from .projection import find_projection
-from .regression import Regression, record
-from .takeovers import solve_takeovers
 
 logger = logging.getLogger(__name__)
 

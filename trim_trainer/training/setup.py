@@ -10,8 +10,8 @@ from ..data.splits import draw_rows
 from ..data.tokens import score_rows
 from ..importance.criteria import CriterionLike, criterion_name
 from ..records.history import TrimHistory
-from ..recovery.projection import check_compensation
 from ..recovery.quality_floor import QualityFloor
+from ..scoring.projection import check_compensation
 from ..surgery.drop import is_quantized
 from .checks import check_compensated_settings
 from .drop_log import log_drop

@@ -8,9 +8,9 @@ from transformers import PreTrainedModel
 
 from ..architectures.modules import find_layers
 from ..data.examples import ScoredExample
-from ..scoring.takeover import Takeover
 from .projection import find_projections
 from .regression import Regression, record
+from .takeover import Takeover
 
 # Bytes of sums that exist at the same time, over the layers that are solved for in one pass.
 MAX_SUMS = 2**31

@@ -10,11 +10,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..data.examples import ScoredExample
-from ..scoring.batches import make_batches
-from ..scoring.hooks import hidden_of, plain_forward
-from ..scoring.processes import share, sum_over_processes
-from ..scoring.scored_positions import no_logits
+from .batches import make_batches
+from .hooks import hidden_of, plain_forward
+from .processes import share, sum_over_processes
 from .projection import Enough, Projection
+from .scored_positions import no_logits
 
 logger = logging.getLogger(__name__)
 

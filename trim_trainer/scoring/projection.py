@@ -13,9 +13,9 @@ from transformers.pytorch_utils import Conv1D
 from ..architectures.errors import UnsupportedArchitectureError
 from ..architectures.modules import find_layers
 from ..data.examples import ScoredExample
-from ..scoring.batches import make_batches
-from ..scoring.hooks import hidden_of, plain_forward
-from ..scoring.scored_positions import no_logits
+from .batches import make_batches
+from .hooks import hidden_of, plain_forward
+from .scored_positions import no_logits
 
 # Share of a step that may come out as something else: rounding, in single precision and in 16 bits.
 ROUNDING, ROUNDING_16 = 1e-4, 2e-2
