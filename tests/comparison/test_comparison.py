@@ -175,10 +175,13 @@ def test_an_evaluation_split_that_is_not_there_is_named(recipe, tmp_path, capsys
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("full", "progressive")])
+@pytest.mark.parametrize(
+    "method", [name for name in METHODS if METHODS[name].drops == "before"] + ["progressive_tail"]
+)
 def test_every_control_drops_to_the_depth(method, recipe, tmp_path):
     arguments = ["--config", str(recipe), "--methods", method, "--seeds", "0", "--output_dir", str(tmp_path)]
-    assert main(["compare", *arguments]) == 0
+    compensated = ["--compensation_size", "8"] if "compensated" in method else []
+    assert main(["compare", *arguments, *compensated]) == 0
     (result,) = results(tmp_path).values()
     assert result["depth"] == 4 and len(result["dropped"]) == 2
     if METHODS[method].criterion == "tail":

@@ -112,7 +112,8 @@ class TrimConfig(SFTConfig):
         default=0,
         metadata={
             "help": "Training examples, such as 200, on which the layer in front of dropped ones takes over, by least squares, "
-            "what they added (ReplaceMe). 0 drops layers without."
+            "what they added (ReplaceMe); `sensitivity` then scores each layer as it would be dropped, with that. 0: nothing "
+            "takes over."
         },
     )
     max_metric_drop: float | None = field(
