@@ -62,7 +62,13 @@ def test_two_processes_log_the_accuracy_of_each_set_as_one_does(tmp_path):
     "settings",
     [
         pytest.param({"target_layers": 4, "calibration_metric": "loss"}, marks=pytest.mark.slow),
-        {"target_layers": 4, "importance": "tail", "compensation_size": 30, "max_steps": 6},
+        {
+            "target_layers": 4,
+            "calibration_metric": "loss",
+            "compensation_size": 30,
+            "max_steps": 6,
+            "sparse_update_ratio": None,
+        },
         pytest.param(
             {"target_layers": 4, "sparse_update_ratio": None, "gradient_accumulation_steps": 2, "max_steps": 6},
             marks=pytest.mark.slow,
