@@ -26,6 +26,7 @@ class Machine:
         monkeypatch.setattr(speed, "measure_tokens_per_second", self.measure)
         monkeypatch.setattr(speed.time, "perf_counter", lambda: self.now)
         monkeypatch.setattr(speed, "MAX_SECONDS", 60.0)
+        monkeypatch.setattr(speed, "NUM_TIMED_TOKENS", 16)
 
     def measure(self, model, num_runs):
         seconds = speed.NUM_TIMED_TOKENS / RATE[model] * self._slow_down(len(self.order))
