@@ -62,7 +62,10 @@ def _used_settings(result: dict) -> dict:
 def _automatic_interval(settings: dict, result: dict) -> int:
     """Steps between two drops."""
     batch_size = settings["per_device_train_batch_size"] or BATCH_SIZE
-    steps = math.ceil(settings["max_train_samples"] / batch_size) * settings["num_train_epochs"]
+    steps = (
+        result["cell"].get("num_steps")
+        or math.ceil(settings["max_train_samples"] / batch_size) * settings["num_train_epochs"]
+    )
     num_layers, delay = result["depth"] + len(result["dropped"]), settings["trim_delay"] or 0
     plan = plan_schedule(
         num_layers, result["depth"], total=steps, layers_per_trim=settings["layers_per_trim"] or 1, trim_delay=delay

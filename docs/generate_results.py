@@ -45,10 +45,10 @@ class Task:
         """The title without the number of steps."""
         return self.title.split(",")[0]
 
-    def automatic_interval(self, depth: int) -> int:
+    def automatic_interval(self, depth: int, at_once: int) -> int:
         """Steps between two drops of an automatic schedule."""
         steps = math.ceil(self.samples / BATCH_SIZE) * self.epochs
-        return plan_schedule(NUM_LAYERS, depth, total=steps, layers_per_trim=LAYERS_PER_TRIM).points[0][0]
+        return plan_schedule(NUM_LAYERS, depth, total=steps, layers_per_trim=at_once).points[0][0]
 
 
 NEWS, NEWS_LONG = Task("news, 200 steps", "fpb", 1600, 1, 966), Task("news, 846 steps", "fpb", 3383, 2, 966)
@@ -70,6 +70,8 @@ class Setting:
     delay: int = 0
     scored_on: int = 24
     compensation: int = 0
+    protected: str = PROTECTED
+    at_once: int = LAYERS_PER_TRIM
 
     @property
     def is_progressive(self) -> bool:
@@ -86,7 +88,9 @@ class Setting:
 
     def _is_mine(self, run: dict, task: Task, depth: int) -> bool:
         settings = (run["dataset_name"], run["max_train_samples"], run["num_train_epochs"], run["num_examples"])
-        if settings != tuple(map(str, (task.data, task.samples, task.epochs, task.num_examples))):
+        if settings != tuple(map(str, (task.data, task.samples, task.epochs, task.num_examples))) or run.get(
+            "num_steps"
+        ):
             return False
         if (run["method"], int(run["depth"]), float(run["learning_rate"])) != (self.method, depth, self.rate):
             return False
@@ -94,13 +98,13 @@ class Setting:
             return False
         if self.method in SCANNED:
             scanned = (run["importance"] or "sensitivity", run["protected_layers"], int(run["calibration_size"]))
-            if scanned != ("sensitivity", PROTECTED, self.scored_on):
+            if scanned != ("sensitivity", self.protected, self.scored_on):
                 return False
         if not self.is_progressive:
             return True
-        steps = self.steps or task.automatic_interval(depth)
+        steps = self.steps or task.automatic_interval(depth, self.at_once)
         schedule = (int(run["layers_per_trim"] or 1), float(run["trim_steps"]), float(run["trim_delay"] or 0))
-        return schedule == (LAYERS_PER_TRIM, steps, self.delay)
+        return schedule == (self.at_once, steps, self.delay)
 
 
 @cache
@@ -122,6 +126,9 @@ SCAN_LATER = replace(SCAN, title="progressive, scan, after step 100", steps=5, d
 LAST = Setting("progressive, last layers", "progressive_tail")
 LAST_COMPENSATED = replace(LAST, title="progressive, last layers, compensated", compensation=200)
 LAST_FIRST_COMPENSATED = replace(LAST_COMPENSATED, title="progressive, last layers, first steps, compensated", steps=1)
+# Scored as they are dropped: with the layer in front taking over, and none protected.
+AS_DROPPED = replace(SCAN, title="96 examples, five at a time", compensation=96, protected="", at_once=5)
+AS_DROPPED_200 = replace(SCAN, title="200 examples, three at a time", compensation=200, protected="")
 TAIL = Setting("one-shot, last layers", "tail")
 TAIL_COMPENSATED = Setting("one-shot, last layers, compensated", "tail_compensated", compensation=200)
 ONE_SHOT = Setting("one-shot, same criterion", "one_shot")
@@ -338,6 +345,30 @@ def compensation() -> str:
     return differences("last layers at once", rows)
 
 
+def scored_as_dropped() -> str:
+    """One setting for both tasks, next to the best that was picked by hand for each, and to full depth."""
+    lines = [
+        ["", "scored as dropped", "accuracy", "runs", "best other setting", "points over it", "points over full depth"]
+    ]
+    for task in (NEWS, MEDICINE):
+        full = best_full(task)
+        for depth in DEPTHS:
+            other, best = best_progressive(task, depth)
+            for setting in (AS_DROPPED, AS_DROPPED_200):
+                if runs := setting.runs(task, depth):
+                    title = f"{mean(best):.3f} ({other.title.removeprefix('progressive, ')})"
+                    cells = [
+                        setting.title,
+                        interval(runs),
+                        str(len(runs)),
+                        title,
+                        points(runs, best),
+                        points(runs, full),
+                    ]
+                    lines.append([f"{task.title}, {depth} layers", *cells])
+    return table(*lines)
+
+
 def schedule() -> str:
     """The first steps, or every third, against the first fifth of the run."""
     rows = [
@@ -395,6 +426,7 @@ TABLES = {
     "longer": longer,
     "forgotten": forgotten,
     "compensation": compensation,
+    "scored_as_dropped": scored_as_dropped,
     "equal_time": equal_time,
     "schedule": schedule,
     "machines": machines,
