@@ -284,7 +284,7 @@ def test_keys_of_accelerate_launch_are_keys_of_a_recipe(write):
 
 @pytest.mark.slow
 def test_a_recipe_starts_the_processes_that_it_asks_for(write, tmp_path, monkeypatch):
-    """Two real processes; the environment that the recipe names is there in each before libraries are loaded."""
+    """Two real processes, and one line where what they are asked for is wrong."""
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     path = write(
         multi_gpu=True, num_processes=2, use_cpu=True, save_strategy="steps", save_steps=4, main_process_port=0,

@@ -26,7 +26,7 @@ def train(arguments: list[str]) -> int:
     recipe = parse_recipe(arguments, prog="trim-trainer train", usage=USAGE)
     check_folder("output_dir", recipe.training_args.output_dir)
     if recipe.launch_words and not is_launched():
-        return launch(list(recipe.launch_words), MODULE, ["train", *arguments])
+        return launch(recipe.launch_words, MODULE, ["train", *arguments])
     warn_of_launch_words(recipe.launch_words)
     print(f"Loading {recipe.model_args.model_name_or_path} and {recipe.script_args.data_name} …", flush=True)
     trainer = build_trainer(recipe)

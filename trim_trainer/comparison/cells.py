@@ -93,8 +93,8 @@ class CellResult:
     @classmethod
     def load(cls, folder: Path) -> "CellResult":
         """Read what a finished cell has written."""
-        data = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-        own = {entry.name: data.get(entry.name) for entry in fields(cls) if entry.name != "measured"}
+        data = {"num_steps": None} | json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        own = {entry.name: data[entry.name] for entry in fields(cls) if entry.name != "measured"}
         return cls(**own | {"cell": Cell(**data["cell"]), "measured": Measurement.from_plain(data)})
 
 

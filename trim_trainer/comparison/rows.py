@@ -21,7 +21,11 @@ class Row:
     method: str
     depth: int
     results: tuple[CellResult, ...]
-    is_equal_seconds: bool = False  # its steps took the seconds of full depth
+
+    @property
+    def is_equal_seconds(self) -> bool:
+        """Whether its steps took the seconds of full depth."""
+        return self.results[0].cell.is_equal_seconds
 
     @property
     def title(self) -> str:
@@ -70,5 +74,5 @@ def group(results: Iterable[CellResult]) -> list[Row]:
         cell = result.cell
         by_row.setdefault((cell.method, cell.depth, cell.is_equal_seconds), []).append(result)
     order = list(METHODS)
-    rows = [Row(method, depth, tuple(found), is_equal) for (method, depth, is_equal), found in by_row.items()]
+    rows = [Row(method, depth, tuple(found)) for (method, depth, _), found in by_row.items()]
     return sorted(rows, key=lambda row: (-row.depth, order.index(row.method), row.is_equal_seconds))

@@ -1,6 +1,5 @@
 """Least squares for a projection: what it has to return in addition, summed up over passes of a model."""
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from functools import partial
@@ -15,8 +14,6 @@ from .hooks import hidden_of, plain_forward
 from .processes import share, sum_over_processes
 from .projection import Enough, Projection
 from .scored_positions import no_logits
-
-logger = logging.getLogger(__name__)
 
 # Penalty on the change of a weight, as a share of the mean square of the projection's inputs.
 RIDGE = 1e-2

@@ -46,7 +46,7 @@ def score_choices(
 
     Several processes share the batches, unless told not to.
     """
-    return _run(model, examples, layout, [], batch_tokens, is_shared).log_probs[0]
+    return _run(model, examples, layout, [], batch_tokens, is_shared, {}).log_probs[0]
 
 
 def scan_layers(
@@ -76,7 +76,7 @@ def scan_layers(
     layers = list(range(len(find_layers(model)))) if candidates is None else list(candidates)
     if layout.is_staggered:
         return _run(model, examples, layout, layers, batch_tokens, is_shared, takeovers)
-    base = _run(model, examples, layout, [], batch_tokens, is_shared)
+    base = _run(model, examples, layout, [], batch_tokens, is_shared, {})
     without = []
     for layer in layers:
         with skip_layer(model, layer, takeovers.get(layer)):
@@ -92,7 +92,7 @@ def _run(
     candidates: list[int],
     batch_tokens: int | None,
     is_shared: bool,
-    takeovers: Mapping[int, Takeover] | None = None,
+    takeovers: Mapping[int, Takeover],
 ) -> LayerScan:
     """Run the model over all examples, each `candidates` layer left out in its own share of the batch."""
     stack, was_training = find_layers(model), model.training
@@ -112,7 +112,7 @@ def _run(
         for batch in share(batches, model) if is_shared else batches:
             with (
                 record_squares(stack, batch) as found,
-                stagger(stack, candidates, batch, takeovers or {}),
+                stagger(stack, candidates, batch, takeovers),
                 plain_forward(model),
             ):
                 log_probs = _cropped(model, batch) if layout.crops_head else _whole(model, batch)

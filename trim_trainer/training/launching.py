@@ -72,7 +72,7 @@ def warn_of_launch_words(words: Sequence[str]) -> None:
         )
 
 
-def launch(words: list[str], module: str, arguments: list[str]) -> int:
+def launch(words: Sequence[str], module: str, arguments: list[str]) -> int:
     """Run `python -m module` under `accelerate launch`, wait for it, and return its exit status.
 
     Args:
