@@ -111,7 +111,7 @@ def test_a_model_that_is_saved_untrained_says_so(make_trainer, tmp_path, caplog)
 
 
 def test_a_model_that_is_saved_on_the_way_says_so_and_the_run_goes_on(make_trainer, tmp_path):
-    trainer = make_trainer(**ASKED, save_depths=[5])
+    trainer = make_trainer(**ASKED, save_depths=[5], heal_depths=False)
     trainer.add_callback(At(7, lambda control: trainer.save_model(str(tmp_path / "middle"))))
     trainer.train()
     trainer.save_model()

@@ -27,7 +27,8 @@ def test_targets():
         ({"total": 100, "trim_steps": 10, "trim_delay": 25}, ((30, 5), (40, 4), (50, 3))),
         ({"total": 101, "trim_steps": 10, "trim_delay": 0.25}, ((30, 5), (40, 4), (50, 3))),
         ({"total": 100, "trim_steps": 10, "layers_per_trim": 2}, ((10, 4), (20, 3))),
-        ({"total": 100, "layers_per_trim": 2, "save_depths": [5, 6, 2]}, ((25, 5), (50, 3))),  # 5 is not passed over
+        ({"total": 100, "layers_per_trim": 2, "save_depths": [5, 6, 2]}, ((10, 5), (20, 3))),  # 5 is not passed over
+        ({"total": 100, "layers_per_trim": 2, "save_depths": [5], "heals_depths": False}, ((25, 5), (50, 3))),
         ({"total": 3, "strategy": "epoch"}, ((1, 5), (2, 4), (3, 3))),
         ({"total": 5, "strategy": "epoch", "trim_delay": 2}, ((2, 5), (3, 4), (4, 3))),
     ],

@@ -11,7 +11,7 @@ GROUPS = {
     ),
     "how far and when layers go": (
         "target_layers", "target_ratio", "trim_strategy", "trim_steps", "trim_delay", "layers_per_trim", "save_depths",
-        "max_metric_drop", "protected_layers",
+        "heal_depths", "max_metric_drop", "protected_layers",
     ),
     "which layers go": (
         "importance", "calibration_size", "calibration_metric", "scan_batch_tokens", "racing_confidence",

@@ -124,6 +124,10 @@ class TrimHistory:
         others = tuple(measurement for measurement in self.measurements if measurement.depth != entry.depth)
         return replace(self, measurements=(*others, entry))
 
+    def begun_anew(self, target_layers: int) -> "TrimHistory":
+        """Return the history of a run with another target that has dropped and measured nothing yet."""
+        return replace(self, target_layers=target_layers, rounds=(), measurements=(), stopped=None, card=None)
+
     def add_named(self, layers: Iterable[int]) -> "TrimHistory":
         """Return a history in which layers went that somebody named, by their numbers among those that were left."""
         kept = self.kept

@@ -15,7 +15,15 @@ from ..scoring.processes import from_main
 from . import fingerprints
 
 # Settings by which the drops that are left are planned: where one of them is another, they are planned anew.
-PLANNED = ("target_layers", "trim_strategy", "trim_steps", "trim_delay", "layers_per_trim", "save_depths")
+PLANNED = (
+    "target_layers",
+    "trim_strategy",
+    "trim_steps",
+    "trim_delay",
+    "layers_per_trim",
+    "save_depths",
+    "heal_depths",
+)
 # Settings without which dropping may not have stopped.
 STOPPING = ("max_metric_drop", "protected_layers")
 # What a teacher has said holds for these only.

@@ -40,7 +40,7 @@ class TrimConfig(SFTConfig):
         default=None,
         metadata={
             "help": "Optimizer steps between two drops; below 1 a share of all steps. None spreads the drops evenly "
-            "and leaves the last four fifths of the run to heal, with `save_depths` the second half. Only for "
+            "and leaves the last four fifths of the run to heal, with `save_depths` that are not healed the second half. Only for "
             "`trim_strategy='steps'`."
         },
     )
@@ -129,7 +129,14 @@ class TrimConfig(SFTConfig):
     )
     save_depths: list[int] | None = field(
         default=None,
-        metadata={"help": "Depths on the way that are kept as checkpoints of their own, in `depth-N` folders."},
+        metadata={"help": "Depths on the way that become checkpoints of their own, in `depth-N` folders."},
+    )
+    heal_depths: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether each of `save_depths` trains the rest of the run at its depth, behind the run itself, as a run "
+            "with that target would have. False keeps the model as it is when the next layers go."
+        },
     )
     merge_adapter: bool = field(
         default=True,

@@ -7,6 +7,7 @@ from datasets import IterableDataset
 
 from ..importance.criteria import find_criterion
 from ..scoring.scan import score_choices
+from .members import has_members
 from .trainer import TrimTrainer
 
 # Forward passes that one training step costs per token: a full update, and a sparse one that trains a quarter.
@@ -39,7 +40,10 @@ def forward_tokens(trainer: TrimTrainer) -> float:
     else:
         num_steps = math.ceil(num_epochs * len(lengths) / batch)
     schedule = trainer.plan(num_steps, num_epochs)
-    mean_depth = schedule.mean_depth(num_epochs if args.trim_strategy == "epoch" else num_steps) / history.num_layers
+    total = num_epochs if args.trim_strategy == "epoch" else num_steps
+    mean_depth = schedule.mean_depth(total) / history.num_layers
+    if has_members(args):
+        mean_depth *= 1 + schedule.members_cost(args.save_depths, total)
     cost = UPDATE_COST["full" if args.sparse_update_ratio is None else "sparse"]
     training = num_steps * batch / args.world_size * sum(lengths) / len(lengths) * cost * mean_depth
     calibration = sum(example.num_tokens for example in trainer.trimming.examples)
@@ -49,5 +53,6 @@ def forward_tokens(trainer: TrimTrainer) -> float:
     num_passes = 1 + (history.num_layers * 0.75 if find_criterion(trainer.trimming.criterion).scans else 1)
     mean_scanned = sum(schedule.depths) / len(schedule.depths) / history.num_layers
     scans = num_rounds * calibration * num_passes * mean_scanned
-    evaluation = sum(example.num_tokens for example in trainer.evaluation_examples) * 2
+    num_measured = 2 + len(args.save_depths or ())  # the untrimmed model, the target, depths on the way
+    evaluation = sum(example.num_tokens for example in trainer.evaluation_examples) * num_measured
     return training + scans + evaluation

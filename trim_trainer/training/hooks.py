@@ -81,6 +81,10 @@ class HookedTrainer(SFTTrainer):
         """Write model and tokenizer as the Trainer does; None: into `output_dir`."""
         super()._save(None if folder is None else str(folder), state_dict)
 
+    def write_checkpoint(self) -> None:
+        """Write a whole checkpoint of this step into `args.output_dir`."""
+        self._save_checkpoint(self.model, trial=None)
+
     def before_checkpoint(self) -> None:
         """A checkpoint of this step is about to be written."""
 

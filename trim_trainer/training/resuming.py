@@ -20,6 +20,7 @@ from . import fingerprints
 from .asked import EXPLAINING, KEPT, PLANNED, STOPPING, TEACHING, adapter_of, asked_of, different_settings, known_of
 from .checks import check_output_dir
 from .measuring import measure_run
+from .members import is_kept
 from .schedule import Start
 
 logger = logging.getLogger(__name__)
@@ -212,7 +213,7 @@ def _check_depths(trainer, where: str, checkpoint: str, history: TrimHistory) ->
         depth
         for depth in sorted(args.save_depths or ())
         if history.depth < depth <= history.num_layers
-        and not any((folder / f"{DEPTH_DIR}{depth}" / HISTORY_NAME).is_file() for folder in folders)
+        and not any(is_kept(folder / f"{DEPTH_DIR}{depth}") for folder in folders)
     ]
     if passed:
         raise ValueError(

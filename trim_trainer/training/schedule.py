@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 # Share of an automatic schedule, behind `trim_delay`, in which layers are dropped; the rest is left to heal.
-# With depths that are kept on the way it is more: they need steps to heal, too.
+# With depths that are kept as they are on the way it is more: they need steps to heal, too.
 DROPPING_RATIO = 0.2
 DROPPING_RATIO_OF_FAMILY = 0.5
 
@@ -47,10 +47,23 @@ class TrimSchedule:
         """Every depth at which the model trains, deepest first."""
         return (self.num_layers, *(depth for _, depth in self.points))
 
+    @property
+    def interval(self) -> int | None:
+        """The `trim_steps` that would give this schedule from the beginning; None: none would, or epochs count."""
+        positions = [position for position, _ in self.points]
+        is_even = positions and positions == [positions[0] * number for number in range(1, len(positions) + 1)]
+        return positions[0] if is_even and self.strategy == "steps" and not self.start else None
+
     def leaves_time_to_heal(self, max_steps: int, num_epochs: float) -> bool:
         """Whether a run of that length trains on after the last drop."""
         total = max_steps if self.strategy == "steps" else num_epochs
         return all(position < total for position, _ in self.points)
+
+    def members_cost(self, save_depths: Collection[int], total: float) -> float:
+        """What training these depths on to the end costs, from where they are left: a share of the run's own layer steps."""
+        left_at = {depth: end for depth, (end, _) in zip(self.depths, self.points, strict=False)}
+        steps = sum(depth * (total - left_at[depth]) for depth in save_depths if depth in left_at)
+        return steps / (self.mean_depth(total) * (total - self.start))
 
     def mean_depth(self, total: float) -> float:
         """Layers that train at a time, averaged over the rest of a run of `total` steps or epochs."""
@@ -91,6 +104,7 @@ def plan_schedule(
     trim_steps: float | None = None,
     trim_delay: float = 0,
     save_depths: Collection[int] = (),
+    heals_depths: bool = True,
     start: float = 0,
 ) -> TrimSchedule:
     """Spread the drops over a run of `total` steps (`strategy="steps"`) or epochs (`"epoch"`).
@@ -102,9 +116,11 @@ def plan_schedule(
         strategy: `"steps"` or `"epoch"`.
         layers_per_trim: Layers dropped each time.
         trim_steps: Steps between two drops; below 1 a share of `total`; None: as many as leave the last four
-            fifths of the run to heal, with `save_depths` the second half. Epochs always have an interval of one.
+            fifths of the run to heal, with `save_depths` that are not healed the second half. Epochs always have an
+            interval of one.
         trim_delay: Steps or epochs before the first drop can happen; below 1, with steps, a share of `total`.
         save_depths: Depths that are not passed over: a trim that would drops fewer layers.
+        heals_depths: Whether these train on behind the run, so that the run need not heal them.
         start: Steps or epochs that the run has behind it; what is left of it is spread over.
 
     Raises:
@@ -114,7 +130,7 @@ def plan_schedule(
     depths = [num_layers]
     while depths[-1] > target_layers:
         depths.append(max(depths[-1] - layers_per_trim, *(stop for stop in stops if stop < depths[-1])))
-    share = DROPPING_RATIO_OF_FAMILY if save_depths else DROPPING_RATIO
+    share = DROPPING_RATIO_OF_FAMILY if save_depths and not heals_depths else DROPPING_RATIO
     positions = _positions(len(depths) - 1, start, total, strategy, trim_steps, trim_delay, share)
     if len(positions) < len(depths) - 1:
         reached = depths[len(positions)]
@@ -151,6 +167,7 @@ def plan_run(args, history, max_steps: int, num_train_epochs: float, start: Star
         trim_steps=args.trim_steps,
         trim_delay=args.trim_delay,
         save_depths=args.save_depths or (),
+        heals_depths=args.heal_depths,
         start=start.position(args.trim_strategy),
     )
     passed = {history.num_layers, *(a_round.depth_after for a_round in history.rounds)}

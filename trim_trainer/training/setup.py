@@ -1,5 +1,7 @@
 """From a `TrimConfig` to the algorithm: what is scored, by what, how, from where on it stops, and what must not change."""
 
+from functools import partial
+
 from accelerate.utils import is_peft_model
 
 from ..checkpoints.frozen import FrozenWeights
@@ -15,6 +17,7 @@ from ..scoring.projection import check_compensation
 from ..surgery.drop import is_quantized
 from .checks import check_compensated_settings
 from .drop_log import log_drop
+from .members import has_members, keep_depth
 from .trimming import Trimming, TrimSettings
 
 
@@ -56,9 +59,9 @@ def make_trimming(
         QualityFloor(args.max_metric_drop, metric),
         other_examples=trainer.evaluation_examples,
         on_round=lambda a_round: log_drop(trainer, a_round),
-        before_drop=trainer.keep_depth,
+        before_drop=partial(keep_depth, trainer),
     )
-    if args.load_best_model_at_end:
+    if args.load_best_model_at_end or has_members(args):
         trimming.keep_untrimmed()
     return trimming
 

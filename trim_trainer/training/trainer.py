@@ -51,6 +51,7 @@ from .evaluation_sets import EvaluationSets
 from .hooks import HookedTrainer, TrimCallback
 from .loss import can_select_positions, selected_loss
 from .measuring import measure_run, measure_trimmed
+from .members import heal_members, keep_end, say_members
 from .pushing import check_push, publish_run, report_failures, start_pushes
 from .resuming import check_plain_resumed, check_restarted, find_resumed, find_start, resume
 from .saving import clear_checkpoint, save_trimmed
@@ -85,6 +86,7 @@ class TrimTrainer(HookedTrainer):
     trimming: Trimming | None = None  # None: this run drops nothing
     teacher: Teacher | None = None
     frozen: FrozenWeights | None = None  # what a quantized base model was when the run began
+    schedule: TrimSchedule | None = None  # None: nothing is planned yet
     has_begun = False  # to train: the plan is made, and was not refused
 
     def __init__(
@@ -165,7 +167,7 @@ class TrimTrainer(HookedTrainer):
     # Where the algorithm meets the Trainer's loop.
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
-        """Train as SFTTrainer does, dropping layers on the way, and measure the result.
+        """Train as SFTTrainer does, dropping layers on the way; measure the result, and heal `save_depths`.
 
         Raises:
             FileExistsError: `output_dir` holds another run, and neither resuming nor overwriting is asked for.
@@ -175,14 +177,20 @@ class TrimTrainer(HookedTrainer):
             resume_from_checkpoint = read_switch(resume_from_checkpoint)
             check_plain_resumed(self, resume_from_checkpoint)
             return super().train(resume_from_checkpoint, *args, **kwargs)
+        output = self.train_to_target(resume_from_checkpoint, *args, **kwargs)
+        heal_members(self)
+        for caveat in runtime_caveats(self.model.config):
+            logger.warning(caveat)
+        return output
+
+    def train_to_target(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        """Train, dropping layers on the way, and measure the result; depths on the way stay where they were left."""
         checkpoint = find_resumed(self, resume_from_checkpoint)
         self._resumed = resume(self, checkpoint) if checkpoint else None
         self._first_depth = self.history.depth
         with under_way(self):
             output = super().train(checkpoint, *args, **kwargs)
         measure_trimmed(self)
-        for caveat in runtime_caveats(self.model.config):
-            logger.warning(caveat)
         return output
 
     def goes_on(self, max_steps: int) -> bool:
@@ -196,9 +204,10 @@ class TrimTrainer(HookedTrainer):
         check_restarted(self, self._resumed, self._first_depth)
         self.start = find_start(self, self._resumed, max_steps)
         if not self.trimming.is_over:
-            self._schedule = self.plan(max_steps, num_epochs)
-            if not self._schedule.leaves_time_to_heal(max_steps, num_epochs):
+            self.schedule = self.plan(max_steps, num_epochs)
+            if not self.schedule.leaves_time_to_heal(max_steps, num_epochs):
                 logger.warning("The last drop comes at the very end, with no step left to heal it. Train for longer.")
+            say_members(self.args, self.schedule, num_epochs if self.args.trim_strategy == "epoch" else max_steps)
         self.trimming.freeze()
         if self.history.rounds and not self.is_deepspeed_enabled:
             self.sync_parameters()  # an optimizer that was there before this run knows those of an earlier one
@@ -230,11 +239,12 @@ class TrimTrainer(HookedTrainer):
 
     def _trim(self, step: int, epoch: float) -> None:
         if not self.trimming.is_over:
-            self.trimming.trim_to(self._schedule.depth_at(step, epoch))
+            self.trimming.trim_to(self.schedule.depth_at(step, epoch))
 
     def before_finalizing(self) -> None:
         """Look at the quality floor a last time, and record why the run ends where that is above its target."""
         if self.trimming is not None:
+            keep_end(self)
             self.trimming.check_floor()
             self.trimming.end(how_it_ended(self))
 
@@ -330,16 +340,9 @@ class TrimTrainer(HookedTrainer):
             output.metrics.setdefault(f"{metric_key_prefix}_accuracy", accuracy)  # `compute_metrics` may have said it
         return output
 
-    def keep_depth(self) -> None:
-        """Keep the model as it is now, healed at its depth, if `save_depths` asks for it."""
-        if self.history.depth in (self.args.save_depths or ()):
-            measure_trimmed(self)
-            self.save_model(str(self.depth_folder), _internal_call=True)
-
-    @property
-    def depth_folder(self) -> Path:
-        """Where the model is kept on the way, at its depth."""
-        return Path(self.args.output_dir) / f"{DEPTH_DIR}{self.history.depth}"
+    def folder_of(self, depth: int) -> Path:
+        """Where a depth on the way is kept."""
+        return Path(self.args.output_dir) / f"{DEPTH_DIR}{depth}"
 
     def write_model(self, folder: Path | None, state_dict: dict[str, torch.Tensor] | None) -> None:
         """Write model and tokenizer; with a target, history and card too, all loaded back and compared."""

@@ -273,7 +273,7 @@ class Trimming:
     # Other depths: a checkpoint that is resumed, a best model that had more layers.
 
     def keep_untrimmed(self) -> None:
-        """Keep the layers that will be dropped, on the CPU, where a checkpoint that has them may be the best one."""
+        """Keep the layers that will be dropped, on the CPU, where a checkpoint that has them may be come back to."""
         self._untrimmed = LayerBackup(self.run.model)
 
     def resume(self, checkpoint: str, history: TrimHistory, is_over: bool) -> None:
@@ -304,7 +304,7 @@ class Trimming:
                 best.depth,
                 self.history.depth,
             )
-        self._untrimmed.restore()
+        self.bring_back()
         self.history = replace(best, rounds=())
         asked = {"target_layers": was.target_layers, "untrimmed": was.untrimmed, "stopped": None}
         self._bring_to(replace(best, **asked))
@@ -312,6 +312,14 @@ class Trimming:
             returned = f"`load_best_model_at_end` returned to {Path(checkpoint).name}, which has {best.depth} layers"
             reasons = [was.stopped] if best.depth == was.depth and was.stopped else [was.stopped, returned]
             self.history = replace(self.history, stopped="; ".join(filter(None, reasons)))
+
+    def bring_back(self) -> None:
+        """Give the model all layers again, with the weights that each had when it went; see `keep_untrimmed`."""
+        self._untrimmed.restore()
+
+    def take_out_dropped(self) -> None:
+        """Drop, from the untrimmed model, what the history says."""
+        self._take_out(self.history.dropped)
 
     def _bring_to(self, history: TrimHistory) -> PreTrainedModel:
         """Give the model the layers of a history, of which it has all or more, and return it."""

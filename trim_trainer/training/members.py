@@ -1,0 +1,219 @@
+"""Members of a family: each depth on the way trains the rest of the schedule, from where the run left it."""
+
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
+
+from ..records.files import HISTORY_NAME
+from ..records.measurement import Measurement
+from ..records.settings import changed_settings
+from .measuring import measure_trimmed
+from .schedule import TrimSchedule
+
+logger = logging.getLogger(__name__)
+
+# A member trains in a folder of its own, to its end, and is neither pushed on the way nor has members itself.
+ALONE = {
+    "save_depths": None,
+    "push_to_hub": False,
+    "save_only_model": False,
+    "overwrite_output_dir": False,
+    "resume_from_checkpoint": None,
+}
+
+
+def has_members(args) -> bool:
+    """Whether depths on the way train on after the run; where weights are spread over processes none can come back."""
+    return bool(args.save_depths) and args.heal_depths and not _is_sharded(args)
+
+
+def is_kept(folder: Path) -> bool:
+    """Whether a depth's folder holds its model, or a checkpoint to train on from."""
+    return (folder / HISTORY_NAME).is_file() or any(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
+
+
+def say_members(args, schedule: TrimSchedule, total: float) -> None:
+    """Say before the run what its members will cost."""
+    if args.save_depths and args.heal_depths and _is_sharded(args):
+        logger.warning(
+            "`save_depths` %s stay as they are when the next layers go: FSDP and DeepSpeed cannot bring back a depth to "
+            "train on. For members that are healed to the end run once per depth, each as `target_layers`.",
+            sorted(args.save_depths, reverse=True),
+        )
+    if has_members(args):
+        share = schedule.members_cost(args.save_depths, total)
+        logger.warning(
+            "After the run each of `save_depths` %s trains the rest of its steps at its depth: %.1f times the run's own "
+            "training on top. `heal_depths=False` keeps them as they are when the next layers go.",
+            sorted(args.save_depths, reverse=True),
+            share,
+        )
+
+
+def keep_depth(trainer) -> None:
+    """Keep the model as it is now, at its depth, if `save_depths` asks for it: to train on, or as it is."""
+    if trainer.history.depth not in (trainer.args.save_depths or ()):
+        return
+    if has_members(trainer.args):
+        keep_beginning(trainer)
+    else:
+        measure_trimmed(trainer)
+        trainer.save_model(str(trainer.folder_of(trainer.history.depth)), _internal_call=True)
+
+
+def keep_beginning(trainer) -> None:
+    """Keep a whole checkpoint of the depth that a run is about to leave, to train on from there."""
+    folder = trainer.folder_of(trainer.history.depth)
+    if trainer.args.should_save:
+        _remove_checkpoints(folder)  # of an earlier beginning
+    with _changed(trainer.args, ALONE | {"output_dir": str(folder)}):
+        trainer.write_checkpoint()
+
+
+def keep_end(trainer) -> None:
+    """Keep a checkpoint of the last step while members train, to resume behind the run if that is broken off."""
+    if _waiting(trainer) and not _end_of(trainer).exists():
+        with _changed(trainer.args, {"push_to_hub": False, "save_only_model": False}):
+            trainer.write_checkpoint()
+
+
+def heal_members(trainer) -> None:
+    """Train each depth that a run has kept to the end of its schedule, save it in its folder, and return to the run.
+
+    A member is what a run with this target would have given that dropped the same layers at the same steps: it resumes
+    the checkpoint that `keep_beginning` wrote. What has been trained is kept if it is broken off: a resumed run goes on
+    with the members that are left.
+    """
+    waiting = _waiting(trainer)
+    if not waiting:
+        return
+    measured = []
+    with _coming_back(trainer), _quiet_reporters(trainer):
+        for depth in waiting:
+            logger.info("Depth %d trains on, in %s.", depth, trainer.folder_of(depth))
+            measured.append(_heal(trainer, depth))
+    for each in measured:
+        trainer.trimming.history = trainer.history.add(each)
+    if trainer.args.should_save and trainer.args.save_strategy == SaveStrategy.NO:
+        shutil.rmtree(_end_of(trainer))
+
+
+def _heal(trainer, depth: int) -> Measurement:
+    folder, trimming = trainer.folder_of(depth), trainer.trimming
+    trimming.bring_back()
+    trimming.history = trimming.history.begun_anew(depth)
+    trainer.model.to(trainer.args.device)
+    trainer.recipe = _recipe_of(trainer, depth)
+    with _changed(trainer.args, ALONE | {"output_dir": str(folder)}):
+        trainer.train_to_target(resume_from_checkpoint=True)
+        trainer.save_model(str(folder), _internal_call=True)
+    if trainer.args.should_save:
+        _remove_checkpoints(folder)
+    trainer.accelerator.wait_for_everyone()
+    return trainer.history.trimmed
+
+
+def _recipe_of(trainer, depth: int) -> dict[str, Any]:
+    """The recipe that repeats a member: the run's own, to this depth, over the same stops, at the same steps."""
+    recipe = dict(trainer.recipe or changed_settings(trainer.args))
+    recipe.pop("target_ratio", None)
+    recipe |= {"target_layers": depth, "save_depths": [other for other in trainer.args.save_depths if other > depth]}
+    if not recipe["save_depths"]:
+        del recipe["save_depths"]
+    if interval := trainer.schedule.interval:
+        recipe["trim_steps"] = interval
+    return recipe
+
+
+def _waiting(trainer) -> list[int]:
+    """Depths that have a checkpoint to go on from, deepest first: those that are done have none."""
+    if not has_members(trainer.args):
+        return []
+    return [
+        depth
+        for depth in sorted(trainer.args.save_depths, reverse=True)
+        if depth >= trainer.history.depth and any(trainer.folder_of(depth).glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
+    ]
+
+
+@contextmanager
+def _coming_back(trainer) -> Iterator[None]:
+    """Train other depths within; behind it the trainer and its model are what they were."""
+    trimming, weights = trainer.trimming, _weights(trainer.model)
+    was, trimming_was = dict(vars(trainer)), dict(vars(trimming))
+    try:
+        yield
+    finally:
+        trimming.bring_back()
+        vars(trainer).update(was)
+        vars(trimming).update(trimming_was)
+        trimming.take_out_dropped()
+        _load(trainer.model, weights)
+        trainer.model.to(trainer.args.device)
+        if trainer.optimizer is not None:
+            trainer.optimizer.state.clear()  # of another depth
+        trainer.sync_parameters()
+
+
+def _weights(model) -> dict[str, torch.Tensor]:
+    """What training changes, on the CPU: all weights, of an adapted model those that train."""
+    if is_peft_model(model):
+        found = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    else:
+        found = model.state_dict()
+    return {name: weight.detach().to("cpu", copy=True) for name, weight in found.items()}
+
+
+@torch.no_grad()
+def _load(model, weights: dict[str, torch.Tensor]) -> None:
+    if not is_peft_model(model):
+        model.load_state_dict(weights)
+        return
+    parameters = dict(model.named_parameters())
+    for name, weight in weights.items():
+        parameters[name].copy_(weight)
+
+
+@contextmanager
+def _quiet_reporters(trainer) -> Iterator[None]:
+    """TensorBoard and the others draw one run: the curves of its members would begin anew in the middle of it."""
+    handler = trainer.callback_handler
+    callbacks = handler.callbacks
+    handler.callbacks = [each for each in callbacks if not isinstance(each, tuple(INTEGRATION_TO_CALLBACK.values()))]
+    try:
+        yield
+    finally:
+        handler.callbacks = callbacks
+
+
+@contextmanager
+def _changed(args, values: dict[str, Any]) -> Iterator[None]:
+    was = {name: getattr(args, name) for name in values}
+    for name, value in values.items():
+        setattr(args, name, value)
+    try:
+        yield
+    finally:
+        for name, value in was.items():
+            setattr(args, name, value)
+
+
+def _end_of(trainer) -> Path:
+    return Path(trainer.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"
+
+
+def _remove_checkpoints(folder: Path) -> None:
+    for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        shutil.rmtree(checkpoint)
+
+
+def _is_sharded(args) -> bool:
+    return args.deepspeed_plugin is not None or bool(getattr(args, "fsdp_plugin", None) or args.fsdp)
