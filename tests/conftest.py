@@ -11,7 +11,7 @@ os.environ["TRACKIO_DIR"] = tempfile.mkdtemp(prefix="trackio-")  # read once, by
 import pytest
 import torch
 from datasets import Dataset, disable_progress_bars
-from tiny import CONFIGS, TRAINING, make_examples, make_model, make_tokenizer
+from tiny import CONFIGS, TRAINING, TRIMMING, make_examples, make_model, make_tokenizer
 from transformers.utils import logging
 
 from trim_trainer import TrimConfig, TrimTrainer
@@ -79,7 +79,8 @@ def make_trainer(sets, tokenizer, tmp_path):
         train, evaluation, calibration_set = sets
         options = {"calibration_dataset": calibration_set} if calibration and trainer_class is TrimTrainer else {}
         options |= {name: fields.pop(name) for name in OPTIONS if name in fields}
-        args = config_class(output_dir=str(tmp_path / output_dir), **(TRAINING | fields))
+        trimming = TRIMMING if issubclass(config_class, TrimConfig) else {}
+        args = config_class(output_dir=str(tmp_path / output_dir), **(TRAINING | trimming | fields))
         options = {"train_dataset": train, "eval_dataset": evaluation} | options
         return trainer_class(model or make_model(), args, processing_class=tokenizer, **options)
 

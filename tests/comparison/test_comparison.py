@@ -190,9 +190,9 @@ def test_every_control_drops_to_the_depth(method, recipe, tmp_path):
 
 def test_a_recipe_that_drops_the_last_layers_is_not_compared_with_itself():
     assert set(METHODS) - set(distinct_methods("sensitivity")) == {"tail_compensated"}
-    assert distinct_methods("sensitivity", compensation_size=200) == tuple(METHODS)
+    assert distinct_methods("sensitivity", compensates=True) == tuple(METHODS)
     assert set(METHODS) - set(distinct_methods("tail")) == {"progressive_tail", "tail", "tail_compensated"}
-    assert set(METHODS) - set(distinct_methods("tail", 200)) == {"progressive_tail", "tail_compensated"}
+    assert set(METHODS) - set(distinct_methods("tail", True)) == {"progressive_tail", "tail_compensated"}
 
 
 def test_one_shot_keeps_what_the_recipe_protects(recipe, tmp_path, capsys):
@@ -208,7 +208,7 @@ def test_one_shot_keeps_what_the_recipe_protects(recipe, tmp_path, capsys):
 def test_compensation_is_a_row_of_its_own(recipe, tmp_path, capsys):
     arguments = ["compare", "--config", str(recipe), "--seeds", "0", "--output_dir", str(tmp_path)]
     arguments += ["--methods", "tail", "tail_compensated"]
-    assert main(arguments) == 2
+    assert main([*arguments, "--compensation_size", "0"]) == 2
     assert "contains tail_compensated, but `compensation_size` is 0" in capsys.readouterr().err
     assert main([*arguments, "--compensation_size", "16"]) == 0
     plain, compensated = (

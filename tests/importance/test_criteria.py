@@ -146,3 +146,17 @@ def test_what_a_criterion_measured_is_kept_as_evidence(confidence, tiny_model, t
     assert scored.metric == pytest.approx(by_name.metric) and scored.activation_norms is not None
     assert (scored.num_examples is None) == (confidence is None)
     assert calibrate(model, examples, "tail", settings).activation_norms is None
+
+
+@pytest.mark.parametrize("metric", ["loss", "accuracy"])
+def test_only_layers_that_can_go_are_left_out(metric, tiny_model, tokenizer):
+    model, examples = tiny_model(), tokenize_examples(make_examples(24), tokenizer)
+    settings = Settings(metric, choose_layout(model, examples))
+    of_all = calibrate(model, examples, "sensitivity", settings)
+    some = calibrate(model, examples, "sensitivity", settings, candidates=[4, 2])
+    assert [some.scores[layer] for layer in (2, 4)] == pytest.approx([of_all.scores[layer] for layer in (2, 4)])
+    assert {some.scores[layer] for layer in (0, 1, 3, 5)} == {max(some.scores[2], some.scores[4])}
+    assert some.num_examples == (0, 0, 24, 0, 24, 0) and of_all.num_examples is None
+    assert some.metric == pytest.approx(of_all.metric) and some.activation_norms == pytest.approx(
+        of_all.activation_norms
+    )

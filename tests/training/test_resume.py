@@ -44,7 +44,7 @@ def without_times(history):
     """The history but for what a clock says, and the name of its folder."""
     no_speed = {"decode_tokens_per_second": None}
     measured = tuple(dataclasses.replace(entry, **no_speed, decode_ratio=None) for entry in history.measurements)
-    rounds = tuple(dataclasses.replace(entry, seconds=0.0, **no_speed) for entry in history.rounds)
+    rounds = tuple(dataclasses.replace(entry, seconds=0.0, drop_seconds=0.0, **no_speed) for entry in history.rounds)
     untrimmed = dataclasses.replace(history.untrimmed, **no_speed)
     return dataclasses.replace(history, rounds=rounds, untrimmed=untrimmed, measurements=measured, card=None)
 

@@ -6,10 +6,11 @@ from ..data.metrics import choose_metric, scored_by
 from ..importance.criteria import criterion_name
 from ..records.history import TrimHistory
 from ..recovery.quality_floor import QualityFloor
+from ..training.compensating import choose_compensation_size
 from ..training.sparse_update import choose_trained_layers, freeze_all_but
 from ..training.trainer import TrimTrainer
 from ..training.trimming import Trimming, TrimSettings
-from .methods import Method
+from .methods import METHODS, Method
 
 
 def drop_before_training(trainer: TrimTrainer, method: Method, calibration, depth: int) -> TrimHistory:
@@ -33,6 +34,11 @@ def drop_before_training(trainer: TrimTrainer, method: Method, calibration, dept
         trainer.model.config.get_text_config().num_hidden_layers,
     )
     examples = trainer.tokenize_examples(calibration)
+    trainer.compensation_size = choose_compensation_size(trainer, examples) if method.compensates else 0
+    if method is METHODS["tail_compensated"] and trainer.compensation_size == 0:
+        raise ValueError(
+            "`--methods` contains tail_compensated, but this run cannot compensate: it would be tail again."
+        )
     metric = choose_metric(args.calibration_metric, examples)
     examples = scored_by(metric, examples)
     settings = TrimSettings(

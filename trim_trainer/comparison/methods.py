@@ -56,15 +56,17 @@ METHODS = {
 }  # fmt: skip
 
 
-def choose_methods(asked: Iterable[str] | None, importance: str, compensation_size: int) -> tuple[str, ...]:
+def choose_methods(asked: Iterable[str] | None, importance: str, compensation_size: int | None) -> tuple[str, ...]:
     """Names of the methods that were asked for; None: all that differ.
 
     Raises:
         ValueError: one of them compensates, and the recipe says nothing to do it on.
     """
     if asked is None:
-        return distinct_methods(importance, compensation_size)
-    if "tail_compensated" in asked and not compensation_size:
+        return distinct_methods(
+            importance, bool(compensation_size)
+        )  # None: the layers of the model may not be able to
+    if "tail_compensated" in asked and compensation_size == 0:
         raise ValueError(
             "`--methods` contains tail_compensated, but `compensation_size` is 0. Set it, such as `--compensation_size 200`, "
             "or leave the method out: it would be tail again."
@@ -72,7 +74,7 @@ def choose_methods(asked: Iterable[str] | None, importance: str, compensation_si
     return tuple(asked)
 
 
-def distinct_methods(importance: str, compensation_size: int = 0) -> tuple[str, ...]:
+def distinct_methods(importance: str, compensates: bool = False) -> tuple[str, ...]:
     """Names of all methods but those that a recipe with this criterion makes the same as another one.
 
     Without compensation none compensates. With it, a control that drops before training and does not is one of its own,
@@ -81,7 +83,7 @@ def distinct_methods(importance: str, compensation_size: int = 0) -> tuple[str, 
     names, seen = [], set()
     for name, method in METHODS.items():
         criterion = method.criterion or importance
-        does_compensate = method.compensates and compensation_size > 0
+        does_compensate = method.compensates and compensates
         what = (method.drops, criterion, does_compensate, method.num_last_trained, method.trains)
         if what not in seen:
             names.append(name)

@@ -121,7 +121,8 @@ def report_layers(
         takeovers = solve_takeovers(loaded, can_go, seen, batch_tokens)
     solving = time.perf_counter() - started
     settings = Settings(metric, choose_layout(loaded, examples), batch_tokens, 1, racing_confidence, seed, takeovers)
-    scored = calibrate(loaded, examples, criterion, settings, can_go or None)
+    among = can_go if racing_confidence is not None else None  # else a report says what every layer is worth
+    scored = calibrate(loaded, examples, criterion, settings, among)
     order = choose_layers(scored, criterion, len(scored.scores), lambda chosen: droppable_layers(loaded, chosen))
     return LayerReport(
         model=model,

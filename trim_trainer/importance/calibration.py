@@ -44,7 +44,7 @@ class Calibration:
         model: A causal LM.
         examples: The calibration set.
         settings: How it is done.
-        candidates: Layers that may go; a race is among them.
+        candidates: Layers that may go; none: it is not known which, and all are scored.
         evidence: What the scan or the race found; None: neither has run.
     """
 
@@ -72,8 +72,18 @@ class Calibration:
         return found
 
     @cached_property
+    def candidate_scan(self) -> LayerScan:
+        """The same with every candidate left out in turn: layers that have to stay cost a pass and say nothing."""
+        if len(self.candidates) in (0, self.num_layers):
+            return self.scan
+        found = self._scan(self.examples, list(self.candidates))
+        counts = [len(self.examples) * (layer in self.candidates) for layer in range(self.num_layers)]
+        self.evidence = Evidence(found.log_probs[0], found.activation_norms, tuple(counts))
+        return found
+
+    @cached_property
     def race(self) -> Race:
-        """The same for `candidates` only, in stages that the clearly worse ones do not survive."""
+        """The same in stages that the clearly worse candidates do not survive."""
         settings = self.settings
         found = race(
             self._scan,

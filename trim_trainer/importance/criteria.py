@@ -40,13 +40,16 @@ def score_sensitivity(calibration: Calibration) -> torch.Tensor:
     """How much worse the metric gets without the layer: accuracy lost, or loss gained (TrimLLM)."""
     metric = calibration.settings.metric
     if calibration.is_racing:
-        # A layer that has to stay did not race: it scores as the best of those that did.
-        scores = torch.full((calibration.num_layers,), calibration.race.harms.max().item())
-        scores[list(calibration.candidates)] = calibration.race.harms
-        return scores
-    values = measure(calibration.scan.log_probs, calibration.examples, metric)  # (1 + layers,)
-    harm = values[0] - values[1:]
-    return harm if metric == "accuracy" else -harm
+        harms = calibration.race.harms
+    else:
+        values = measure(calibration.candidate_scan.log_probs, calibration.examples, metric)  # (1 + candidates,)
+        harms = values[0] - values[1:] if metric == "accuracy" else values[1:] - values[0]
+    if len(harms) == calibration.num_layers:
+        return harms
+    # A layer that has to stay was not left out: it scores as the best of those that were.
+    scores = torch.full((calibration.num_layers,), harms.max().item(), dtype=harms.dtype)
+    scores[list(calibration.candidates)] = harms
+    return scores
 
 
 def score_activation_norm(calibration: Calibration) -> torch.Tensor:

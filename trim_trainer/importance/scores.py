@@ -47,7 +47,7 @@ def calibrate(
         examples: The calibration set.
         criterion: A name in `CRITERIA`, or a function that takes a `Calibration` and returns (layers,), higher = keep.
         settings: How it is done.
-        candidates: Layers that may go; a race is among them only. None: all.
+        candidates: Layers that may go, which `sensitivity` leaves out in turn. None: all.
 
     Raises:
         ValueError: the criterion returns something else than one finite number per layer.

@@ -34,6 +34,7 @@ class Round:
     decode_tokens_per_second: float | None = None  # greedy, right after the drop; None: not measured
     trained_layers: tuple[int, ...] | None = None  # None: all parameters train
     num_examples: tuple[int, ...] | None = None  # that each score comes from; None: all of the calibration set
+    drop_seconds: float = 0.0  # that dropping took, and solving for what takes over
 
     @property
     def depth_after(self) -> int:
@@ -100,8 +101,8 @@ class TrimHistory:
 
     @property
     def calibration_seconds(self) -> float:
-        """What scoring took, over all rounds."""
-        return sum(a_round.seconds for a_round in self.rounds)
+        """What scoring and dropping took, over all rounds."""
+        return sum(a_round.seconds + a_round.drop_seconds for a_round in self.rounds)
 
     @property
     def trained_layers(self) -> tuple[int, ...] | None:

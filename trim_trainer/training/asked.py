@@ -62,6 +62,8 @@ def asked_of(trainer) -> dict[str, Any]:
         "importance": history.importance,
         "calibration_metric": history.calibration_metric,
         "calibration_size": len(trainer.trimming.examples),
+        "compensation_size": history.compensation_size,
+        "layers_per_trim": settings.layers_per_trim,
         "sparse_update_ratio": settings.sparse_update_ratio,
         "protected_layers": sorted(args.protected_layers or ()),
         "save_depths": sorted(args.save_depths or ()),

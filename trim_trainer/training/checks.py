@@ -18,7 +18,7 @@ from ..data.choices import CalibrationError, check_choices
 from ..data.splits import NUM_STREAM_ROWS, RowKey, check_disjoint, draw_rows, first_rows, hold_out
 from ..records.files import HISTORY_NAME
 from ..surgery.cpu_kernels import check_order
-from ..surgery.drop import check_layers, check_tensors, is_quantized
+from ..surgery.drop import check_layers, check_tensors
 from .config import TrimConfig
 from .schedule import resolve_target
 
@@ -111,21 +111,6 @@ def _check_settings(args: TrimConfig) -> None:
     for name, (is_refused, why) in rules.items():
         if is_refused:
             raise ValueError(f"A target is set and `{name}` is {why}.")
-
-
-def check_compensated_settings(trainer) -> None:
-    """Raise a ValueError for what cannot be where the weights of layers that stay are solved for anew."""
-    args, is_adapted = trainer.args, is_peft_model(trainer.model)
-    rules = {
-        "with a PEFT adapter: it changes weights of the base model, which an adapter does not hold": is_adapted,
-        "with quantized weights, which cannot be solved for": is_quantized(trainer.causal_lm),
-        "with DeepSpeed, which keeps weights of its own beside the model's": trainer.is_deepspeed_enabled,
-        "with FSDP, which spreads weights over all processes": trainer.is_fsdp_enabled,
-        f"with `optim` {str(args.optim)!r}, which keeps a second set of weights": "schedule_free" in args.optim,
-    }
-    for why, is_refused in rules.items():
-        if is_refused:
-            raise ValueError(f"`compensation_size` is {args.compensation_size}, {why}. Set it to 0.")
 
 
 def check_router_loss(trainer) -> None:

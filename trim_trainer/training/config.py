@@ -51,7 +51,9 @@ class TrimConfig(SFTConfig):
             "steps."
         },
     )
-    layers_per_trim: int = field(default=1, metadata={"help": "Layers dropped each time, at least 1."})
+    layers_per_trim: int | None = field(
+        default=None, metadata={"help": "Layers dropped each time, at least 1. None: a tenth of the model's."}
+    )
     importance: str = field(
         default="sensitivity",
         metadata={"help": "Criterion by which layers are chosen, a name in `trim_trainer.CRITERIA`."},
@@ -64,7 +66,7 @@ class TrimConfig(SFTConfig):
         },
     )
     calibration_metric: str | None = field(
-        default=None,
+        default="loss",
         metadata={
             "help": "What a layer's removal is judged by on the calibration set: 'accuracy' over the `choices`, or "
             "'loss' of the right completion. None: accuracy if the examples have choices, else loss.",
@@ -86,10 +88,11 @@ class TrimConfig(SFTConfig):
         },
     )
     sparse_update_ratio: float | None = field(
-        default=0.25,
+        default=None,
         metadata={
-            "help": "Share of the layers that trains, in (0, 1]: those most likely to be kept. Embeddings, head and "
-            "the other layers are frozen. None trains all parameters. PEFT adapters train in all layers in any case."
+            "help": "Share of the layers that trains, in (0, 1], the paper's quarter is 0.25: those most likely to be kept. "
+            "Embeddings, head and the other layers are frozen, which saves memory. None trains all parameters. PEFT adapters "
+            "train in all layers in any case."
         },
     )
     distill_from: str | None = field(
@@ -108,12 +111,13 @@ class TrimConfig(SFTConfig):
     distill_temperature: float = field(
         default=1.0, metadata={"help": "Temperature of teacher and model in that divergence, above 0."}
     )
-    compensation_size: int = field(
-        default=0,
+    compensation_size: int | None = field(
+        default=None,
         metadata={
-            "help": "Training examples, such as 200, on which the layer in front of dropped ones takes over, by least squares, "
-            "what they added (ReplaceMe); `sensitivity` then scores each layer as it would be dropped, with that. 0: nothing "
-            "takes over."
+            "help": "Training examples on which the layer in front of dropped ones takes over, by least squares, what they "
+            "added (ReplaceMe); `sensitivity` then scores each layer as it would be dropped, with that. 0: nothing takes over. "
+            "None: 200 where weights can be solved for, which an adapter, quantized weights, FSDP and some layers rule out, "
+            "else 0."
         },
     )
     max_metric_drop: float | None = field(
@@ -180,7 +184,7 @@ class TrimConfig(SFTConfig):
             ("trim_strategy", STRATEGIES.__contains__, f"one of {', '.join(STRATEGIES)}"),
             ("trim_steps", lambda v: v is None or v > 0, "a positive number of steps, or a share of them below 1"),
             ("trim_delay", lambda v: v >= 0, "at least 0: steps or epochs, below 1 a share of all steps"),
-            ("layers_per_trim", lambda v: v >= 1, "at least 1"),
+            ("layers_per_trim", lambda v: v is None or v >= 1, "at least 1, or None"),
             ("calibration_size", lambda v: v >= 1, "at least 1 example"),
             ("calibration_metric", (*METRICS, None).__contains__, f"one of {', '.join(METRICS)}, or None"),
             (
@@ -190,7 +194,7 @@ class TrimConfig(SFTConfig):
             ),
             ("scan_batch_tokens", lambda v: v is None or v >= 1, "at least 1 token, or None"),
             ("racing_confidence", lambda v: v is None or 0.5 < v < 1, "in (0.5, 1), or None for no race"),
-            ("compensation_size", lambda v: v >= 0, "at least 0 examples"),
+            ("compensation_size", lambda v: v is None or v >= 0, "at least 0 examples, or None"),
             ("distill_weight", lambda v: 0 < v <= 1, "a share in (0, 1]"),
             ("distill_temperature", lambda v: v > 0, "above 0"),
             ("save_dtype", (AUTO, *DTYPES).__contains__, f"one of {', '.join((AUTO, *DTYPES))}"),

@@ -9,6 +9,8 @@ from itertools import pairwise
 # With depths that are kept as they are on the way it is more: they need steps to heal, too.
 DROPPING_RATIO = 0.2
 DROPPING_RATIO_OF_FAMILY = 0.5
+# Share of all layers that goes at a time, where the config leaves it open.
+TRIM_RATIO = 0.1
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,11 @@ def plan_schedule(
     return TrimSchedule(num_layers, strategy, tuple(zip(positions, depths[1:], strict=False)), start)
 
 
+def choose_layers_per_trim(layers_per_trim: int | None, num_layers: int) -> int:
+    """Layers that go at a time: as the config says; None: a tenth of a model of `num_layers`."""
+    return layers_per_trim or max(1, round(TRIM_RATIO * num_layers))
+
+
 def plan_run(args, history, max_steps: int, num_train_epochs: float, start: Start | None = None) -> TrimSchedule:
     """The depths of a run of so many optimizer steps, or epochs where `trim_strategy` is `"epoch"`.
 
@@ -163,7 +170,7 @@ def plan_run(args, history, max_steps: int, num_train_epochs: float, start: Star
         history.target_layers,
         total=num_train_epochs if args.trim_strategy == "epoch" else max_steps,
         strategy=args.trim_strategy,
-        layers_per_trim=args.layers_per_trim,
+        layers_per_trim=choose_layers_per_trim(args.layers_per_trim, history.num_layers),
         trim_steps=args.trim_steps,
         trim_delay=args.trim_delay,
         save_depths=args.save_depths or (),

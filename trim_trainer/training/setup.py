@@ -7,17 +7,13 @@ from accelerate.utils import is_peft_model
 from ..checkpoints.frozen import FrozenWeights
 from ..data.examples import ScoredExample
 from ..data.metrics import choose_metric, scored_by
-from ..data.preparation import read_rows
-from ..data.splits import draw_rows
-from ..data.tokens import score_rows
 from ..importance.criteria import CriterionLike, criterion_name
 from ..records.history import TrimHistory
 from ..recovery.quality_floor import QualityFloor
-from ..scoring.projection import check_compensation
 from ..surgery.drop import is_quantized
-from .checks import check_compensated_settings
 from .drop_log import log_drop
 from .members import has_members, keep_depth
+from .schedule import choose_layers_per_trim
 from .trimming import Trimming, TrimSettings
 
 
@@ -41,7 +37,7 @@ def make_trimming(
         importance=criterion_name(criterion),
         calibration_metric=metric,
         calibration_size=len(examples),
-        compensation_size=args.compensation_size,
+        compensation_size=trainer.compensation_size,
     )
     trimming = Trimming(
         trainer,
@@ -51,7 +47,7 @@ def make_trimming(
         TrimSettings(
             seed=args.seed,
             scan_batch_tokens=args.scan_batch_tokens,
-            layers_per_trim=args.layers_per_trim,
+            layers_per_trim=choose_layers_per_trim(args.layers_per_trim, num_layers),
             racing_confidence=args.racing_confidence,
             sparse_update_ratio=None if is_peft_model(trainer.model) else args.sparse_update_ratio,
             protected_layers=tuple(args.protected_layers or ()),
@@ -71,21 +67,3 @@ def frozen_weights_of(trainer) -> FrozenWeights | None:
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or not is_quantized(trainer.causal_lm):
         return None
     return FrozenWeights.take(trainer.causal_lm)
-
-
-def draw_compensation_examples(trainer) -> list[ScoredExample]:
-    """Draw `compensation_size` examples of the training set of a `TrimTrainer`, as it trains on them.
-
-    Raises:
-        ValueError: the run cannot compensate.
-        UnsupportedArchitectureError: the layers of the model cannot.
-    """
-    args = trainer.args
-    if args.compensation_size == 0:
-        return []
-    check_compensated_settings(trainer)
-    rows = read_rows(draw_rows(trainer.train_dataset, args.compensation_size, args.seed))
-    is_prepared = all("input_ids" in row for row in rows)  # unless the run leaves it to the collator
-    examples = scored_by("loss", score_rows(rows, list if is_prepared else trainer.prepare_rows, args.max_length))
-    check_compensation(trainer.causal_lm, min(examples, key=lambda example: example.num_tokens))
-    return examples

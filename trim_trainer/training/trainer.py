@@ -39,12 +39,12 @@ from ..surgery.zero import rebuild_engine
 from .asked import base_weights_of
 from .card_files import collect_facts
 from .checks import (
-    check_compensated_settings,
     check_distillation,
     check_model,
     check_router_loss,
     split_calibration,
 )
+from .compensating import choose_compensation_size, draw_compensation_examples
 from .config import TrimConfig
 from .ending import how_it_ended, under_way
 from .evaluation_sets import EvaluationSets
@@ -56,7 +56,7 @@ from .pushing import check_push, publish_run, report_failures, start_pushes
 from .resuming import check_plain_resumed, check_restarted, find_resumed, find_start, resume
 from .saving import clear_checkpoint, save_trimmed
 from .schedule import Start, TrimSchedule, plan_run
-from .setup import draw_compensation_examples, frozen_weights_of, make_trimming
+from .setup import frozen_weights_of, make_trimming
 from .trimming import Trimming
 
 logger = logging.getLogger(__name__)
@@ -85,6 +85,7 @@ class TrimTrainer(HookedTrainer):
     recipe: dict[str, Any] | None = None  # what `recipe.yaml` says; None: the settings that are not default
     trimming: Trimming | None = None  # None: this run drops nothing
     teacher: Teacher | None = None
+    compensation_size = 0  # training examples on which layers in front of dropped ones take over
     frozen: FrozenWeights | None = None  # what a quantized base model was when the run began
     schedule: TrimSchedule | None = None  # None: nothing is planned yet
     has_begun = False  # to train: the plan is made, and was not refused
@@ -120,9 +121,8 @@ class TrimTrainer(HookedTrainer):
         check_router_loss(self)
         if is_peft_model(self.model):
             check_adapters(self.model, args.merge_adapter)
-        if args.compensation_size:
-            check_compensated_settings(self)
         examples = self.tokenize_examples(calibration_dataset)
+        self.compensation_size = choose_compensation_size(self, examples)
         self.evaluation_sets = EvaluationSets(self, eval_dataset)
         self.untrimmed_config: PretrainedConfig = copy.deepcopy(self.causal_lm.config)
         self._stored_dtype = stored_dtype(self.untrimmed_config, (args.model_init_kwargs or {}).get("cache_dir"))
@@ -283,15 +283,14 @@ class TrimTrainer(HookedTrainer):
 
     @cached_property
     def compensation(self) -> Compensation | None:
-        """How layers in front of dropped ones take over what they added; None: `compensation_size` is 0.
+        """How layers in front of dropped ones take over what they added; None: nothing does.
 
         Raises:
-            ValueError: the run cannot compensate.
             UnsupportedArchitectureError: the layers of the model cannot.
         """
-        examples = draw_compensation_examples(self)
-        if not examples:
+        if self.compensation_size == 0:
             return None
+        examples = draw_compensation_examples(self)
         return Compensation(examples, self.args.scan_batch_tokens, self.accelerator.autocast)
 
     def sync_parameters(self) -> None:

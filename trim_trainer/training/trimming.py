@@ -120,8 +120,9 @@ class Trimming:
             if not dropped:
                 self.stop("no layer that is left can be dropped")
                 return
+            started = time.perf_counter()
             trained = self.drop(dropped, scored)
-            self.record(scored, dropped, trained)
+            self.record(scored, dropped, trained, from_main(time.perf_counter() - started))
 
     @property
     def compensation(self) -> Compensation | None:
@@ -176,7 +177,13 @@ class Trimming:
         self.run.sync_parameters()
         return trained
 
-    def record(self, scored: LayerScores, dropped: tuple[int, ...], trained: tuple[int, ...] | None) -> None:
+    def record(
+        self,
+        scored: LayerScores,
+        dropped: tuple[int, ...],
+        trained: tuple[int, ...] | None,
+        drop_seconds: float = 0.0,
+    ) -> None:
         """Add the round to the history, in the layer numbers of the untrimmed model."""
         kept = self.history.kept
         a_round = Round(
@@ -189,6 +196,7 @@ class Trimming:
             num_examples=scored.num_examples,
             dropped=tuple(kept[layer] for layer in dropped),
             trained_layers=None if trained is None else tuple(kept[layer] for layer in trained),
+            drop_seconds=drop_seconds,
         )
         before = self.history
         self.history = before.add(a_round)  # first of all: measuring may fail, and the layers are gone
