@@ -4,7 +4,7 @@ import pytest
 import torch
 import zoo
 from datasets import Dataset, load_dataset
-from tiny import TRAINING, make_examples, make_model, make_tokenizer
+from tiny import TRAINING, TRIMMING, make_examples, make_model, make_tokenizer
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -77,7 +77,9 @@ def ranked(printed):
 def test_the_order_is_that_in_which_a_run_drops(metric, options, checkpoint, tokenizer, tmp_path, monkeypatch, capsys):
     model, data = checkpoint
     fields = {"calibration_metric": metric, "calibration_size": 20, "learning_rate": 0.0, "max_steps": 2, **options}
-    args = TrimConfig(str(tmp_path / "run"), target_layers=3, layers_per_trim=3, trim_steps=1, **(TRAINING | fields))
+    args = TrimConfig(
+        str(tmp_path / "run"), target_layers=3, layers_per_trim=3, trim_steps=1, **(TRAINING | TRIMMING | fields)
+    )
     train = Dataset.from_list(make_examples(16, first=100))
     calibration = Dataset.from_list(make_examples(20))
     trainer = TrimTrainer(model, args, train_dataset=train, calibration_dataset=calibration)

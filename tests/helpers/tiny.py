@@ -79,4 +79,4 @@ TRAINING = {
     "seed": 3,
 }
 # Of a run with a target: what tests of everything else need not wait for, or look at one by one.
-TRIMMING = {"sparse_update_ratio": 0.25, "calibration_metric": None, "compensation_size": 0}
+TRIMMING = {"sparse_update_ratio": 0.25, "calibration_metric": None, "compensation_size": 0, "protected_layers": []}

@@ -7,6 +7,7 @@ from trim_trainer import CRITERIA, Calibration, drop_layers, score_layers
 from trim_trainer.data.tokens import tokenize_examples
 from trim_trainer.importance.calibration import Settings
 from trim_trainer.importance.choice import choose_layers
+from trim_trainer.importance.racing import find_contenders
 from trim_trainer.importance.scores import LayerScores, calibrate
 from trim_trainer.scoring.trial import choose_layout
 from trim_trainer.surgery.optimizer import sync_optimizer
@@ -160,3 +161,42 @@ def test_only_layers_that_can_go_are_left_out(metric, tiny_model, tokenizer):
     assert some.metric == pytest.approx(of_all.metric) and some.activation_norms == pytest.approx(
         of_all.activation_norms
     )
+
+
+def test_of_layers_that_are_not_clearly_worse_the_last_goes(tiny_model, tokenizer):
+    model, examples = tiny_model(), tokenize_examples(make_examples(24), tokenizer)
+    settings = Settings("loss", choose_layout(model, examples), layers_per_trim=2)
+    by_score = calibrate(model, examples, "sensitivity", settings)
+    late = calibrate(model, examples, "late_sensitivity", settings)
+    assert late.scores == by_score.scores and by_score.contenders is None
+    best = sorted(range(6), key=lambda layer: late.scores[layer])[:2]
+    assert set(best) <= set(late.contenders) < set(range(6))
+    chosen = choose_layers(late, "late_sensitivity", 6, lambda chosen: [i for i in range(6) if i not in chosen])
+    number = len(late.contenders)
+    assert chosen[:number] == tuple(sorted(late.contenders, reverse=True))
+    assert [late.scores[i] for i in chosen[number:]] == sorted(late.scores[i] for i in chosen[number:])
+
+
+def test_contenders_are_told_from_layers_that_are_clearly_worse():
+    torch.manual_seed(0)
+    noise = torch.randn(1, 24)
+    harms = torch.cat([noise, noise + 0.1 * torch.randn(1, 24), noise + 1 + 0.1 * torch.randn(1, 24)])
+    assert find_contenders(harms, [3, 5, 8], [3, 5, 8], "loss", 1) == (3, 5)
+    assert find_contenders(harms, [3, 5, 8], [3, 5, 8], "loss", 3) == (3, 5, 8)
+    assert find_contenders(harms[:, :1], [3, 5, 8], [3, 5, 8], "loss", 1) == (
+        3,
+        5,
+        8,
+    )  # one example tells nothing apart
+
+
+@pytest.mark.parametrize("metric", ["loss", "accuracy"])
+def test_a_race_has_the_same_contenders_at_its_end(metric, tiny_model, tokenizer):
+    model, examples = tiny_model(), tokenize_examples(make_examples(24), tokenizer)
+    layout = choose_layout(model, examples)
+    whole = calibrate(model, examples, "late_sensitivity", Settings(metric, layout), range(1, 6))
+    raced = calibrate(
+        model, examples, "late_sensitivity", Settings(metric, layout, racing_confidence=0.9999), range(1, 6)
+    )
+    assert set(raced.contenders) <= set(whole.contenders)
+    assert all(raced.num_examples[layer] == 24 for layer in raced.contenders)

@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from safetensors.torch import load_file
-from tiny import TRAINING, make_examples, make_model, make_tokenizer
+from tiny import TRAINING, TRIMMING, make_examples, make_model, make_tokenizer
 from transformers import AutoModelForCausalLM, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -44,7 +44,7 @@ def make(folder, trainer_class=TrimTrainer, config_class=TrimConfig, model=None,
         options = {"calibration_dataset": some(12, 200)} | options
     evaluation = fields.pop("eval_dataset", None) or some(24, 100)
     if config_class is TrimConfig:
-        fields = ASKED | fields
+        fields = TRIMMING | ASKED | fields
     return trainer_class(
         model or make_model(), config_class(output_dir=str(folder), **(TRAINING | fields)), train_dataset=some(64, 0),
         eval_dataset=evaluation, processing_class=make_tokenizer(), **options,
@@ -291,7 +291,7 @@ def test_what_cannot_be_honoured_is_refused_before_the_first_step(name, fields, 
 
 def test_so_is_a_criterion_of_the_users_own_by_its_name(copied):
     folder = copied()
-    args = TrimConfig(output_dir=str(folder), **(TRAINING | ASKED))
+    args = TrimConfig(output_dir=str(folder), **(TRAINING | TRIMMING | ASKED))
     trainer = TrimTrainer(
         make_model(), args, train_dataset=some(64, 0), calibration_dataset=some(12, 200), importance=other_criterion,
         processing_class=make_tokenizer(),

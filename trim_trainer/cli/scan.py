@@ -13,8 +13,10 @@ def scan(arguments: list[str]) -> int:
     parser.add_argument("model", help="Hub id, name@revision, folder, or a pypi: source")
     parser.add_argument("--data", required=True, help="Hub id, folder or file in one of TRL's formats, or a recipe")
     parser.add_argument("--split", help="of the data; default: validation, else the first there is")
-    parser.add_argument("--criterion", default="sensitivity", help="a name in trim_trainer.CRITERIA")
-    parser.add_argument("--metric", choices=("accuracy", "loss"), help="default: accuracy if there are choices")
+    parser.add_argument(
+        "--criterion", default="late_sensitivity", help="a name in trim_trainer.CRITERIA (default: late_sensitivity)"
+    )
+    parser.add_argument("--metric", default="loss", choices=("loss", "accuracy"), help="default: loss")
     parser.add_argument("--size", type=at_least(1), default=50, help="examples, drawn at random (default: 50)")
     parser.add_argument(
         "--max-length", type=at_least(1), help="cut examples behind so many tokens; default: none is cut"

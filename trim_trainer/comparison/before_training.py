@@ -7,6 +7,7 @@ from ..importance.criteria import criterion_name
 from ..records.history import TrimHistory
 from ..recovery.quality_floor import QualityFloor
 from ..training.compensating import choose_compensation_size
+from ..training.protection import choose_protected_layers
 from ..training.sparse_update import choose_trained_layers, freeze_all_but
 from ..training.trainer import TrimTrainer
 from ..training.trimming import Trimming, TrimSettings
@@ -41,6 +42,7 @@ def drop_before_training(trainer: TrimTrainer, method: Method, calibration, dept
         )
     metric = choose_metric(args.calibration_metric, examples)
     examples = scored_by(metric, examples)
+    protected = choose_protected_layers(args.protected_layers, criterion, trainer.causal_lm, num_layers, depth)
     settings = TrimSettings(
         seed=args.seed,
         scan_batch_tokens=args.scan_batch_tokens,
@@ -48,7 +50,7 @@ def drop_before_training(trainer: TrimTrainer, method: Method, calibration, dept
         # Not raced: the layers that go are compared with each other here, not only the best of them.
         racing_confidence=None,
         # What the recipe protects belongs to its own criterion; controls drop what theirs says.
-        protected_layers=tuple(args.protected_layers or ()) if method.criterion is None else (),
+        protected_layers=protected if method.criterion is None else (),
         compensates=method.compensates,
         measures_drops=False,
     )

@@ -63,8 +63,8 @@ def report_layers(
     data: str,
     *,
     split: str | None = None,
-    criterion: str = "sensitivity",
-    metric: str | None = None,
+    criterion: str = "late_sensitivity",
+    metric: str | None = "loss",
     size: int = 50,
     racing_confidence: float | None = None,
     batch_tokens: int | None = None,
@@ -83,7 +83,7 @@ def report_layers(
             choice has the columns `choices` and `answer`. Or a recipe (.yaml), whose data they are.
         split: Of the data; None: `validation`, else the first there is; of a recipe, its calibration or training split.
         criterion: A name in `CRITERIA`.
-        metric: `"accuracy"` or `"loss"`; None: accuracy if every example has choices, else loss.
+        metric: `"loss"` or `"accuracy"`; None: accuracy if every example has choices, else loss.
         size: Examples that are used, drawn at random.
         racing_confidence: As in `TrimConfig`.
         batch_tokens: As `scan_batch_tokens` in `TrimConfig`.

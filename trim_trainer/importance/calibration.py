@@ -1,7 +1,7 @@
 """What a criterion may look at: the model, the calibration set, and a scan that runs when it is first needed."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -12,7 +12,7 @@ from ..data.examples import ScoredExample
 from ..scoring.layout import Layout
 from ..scoring.scan import LayerScan, scan_layers
 from ..scoring.takeover import Takeover
-from .racing import Race, race
+from .racing import Race, example_harms, find_contenders, race
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Evidence:
     log_probs: torch.Tensor  # (choices,): of the model as it is, nats
     activation_norms: torch.Tensor | None  # (layers,), as in `LayerScan`
     num_examples: tuple[int, ...] | None = None  # (layers,): that each score comes from; None: all of them
+    contenders: tuple[int, ...] | None = None  # of which the last goes; None: the one of the lowest score
 
 
 class Calibration:
@@ -99,6 +100,17 @@ class Calibration:
             num_examples[layer] = number
         self.evidence = Evidence(found.log_probs, found.activation_norms, tuple(num_examples))
         return found
+
+    def let_the_last_go(self) -> None:
+        """Note that of layers which are not clearly worse than the best the last one goes, whichever scored lowest."""
+        if self.is_racing:
+            found = self.race.contenders
+        else:
+            layers = self.candidates or tuple(range(self.num_layers))
+            settings = self.settings
+            harms = example_harms(self.candidate_scan.log_probs, self.examples, settings.metric)
+            found = find_contenders(harms, layers, layers, settings.metric, settings.layers_per_trim)
+        self.evidence = replace(self.evidence, contenders=found)
 
     @property
     def is_racing(self) -> bool:

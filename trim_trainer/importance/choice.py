@@ -25,8 +25,12 @@ def choose_layers(
     """
     norms = scored.activation_norms if find_criterion(criterion).breaks_ties else None
     counts = scored.num_examples or (0,) * len(scored.scores)
+    contenders = scored.contenders or ()
     chosen: tuple[int, ...] = ()
     while len(chosen) < num_layers and (candidates := list(droppable(chosen))):
+        if tied := [layer for layer in candidates if layer in contenders]:
+            chosen += (max(tied),)
+            continue
         # Of candidates that raced, those that were scored on every example; of these the lowest score.
         best = min(
             candidates, key=lambda layer: (-counts[layer], scored.scores[layer], -norms[layer] if norms else 0.0)

@@ -29,6 +29,7 @@ class Criterion:
     paper: str | None = None
     scans: bool = False  # leaves out each layer in turn, which is what takes time
     breaks_ties: bool = False  # equal scores: the layer with the largest activation norm goes first
+    spares_first: bool = False  # the first third of the layers stays, unless it is said which do
 
     def judge(self, calibration: Calibration) -> Scored:
         """Score every layer, and hand over what was measured on the way, also by a function of the user's."""
@@ -49,6 +50,17 @@ def score_sensitivity(calibration: Calibration) -> torch.Tensor:
     # A layer that has to stay was not left out: it scores as the best of those that were.
     scores = torch.full((calibration.num_layers,), harms.max().item(), dtype=harms.dtype)
     scores[list(calibration.candidates)] = harms
+    return scores
+
+
+def score_late_sensitivity(calibration: Calibration) -> torch.Tensor:
+    """The same; of layers that are not clearly worse than the best of them on the same examples, the last goes.
+
+    A calibration set tells layers apart that matter to what the model does already. What it will have to learn it cannot
+    see, and there the last layers are missed least.
+    """
+    scores = score_sensitivity(calibration)
+    calibration.let_the_last_go()
     return scores
 
 
@@ -90,6 +102,7 @@ def score_random(calibration: Calibration) -> torch.Tensor:
 
 
 CRITERIA = {
+    "late_sensitivity": Criterion(score_late_sensitivity, TRIMLLM, scans=True, breaks_ties=True, spares_first=True),
     "sensitivity": Criterion(score_sensitivity, TRIMLLM, scans=True, breaks_ties=True),
     "activation_norm": Criterion(score_activation_norm, TRIMLLM, scans=True),
     "block_influence": Criterion(score_block_influence, "https://huggingface.co/papers/2403.03853"),

@@ -18,6 +18,8 @@ from ..scoring.scan import LayerScan
 
 # Examples of the first stage, at least: fewer say nothing about the spread.
 MIN_STAGE = 8
+# Of the test that tells layers which are clearly worse from those among which position decides.
+TIE_CONFIDENCE = 0.9
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,14 @@ class Race:
         num_examples: (layers,): how many these are; candidates of the last stage have all of them.
         log_probs: (choices,): of the model as it is, on all examples.
         activation_norms: (layers,), or None, as in `LayerScan`.
+        contenders: Candidates of the last stage that are not clearly worse than those of the lowest harm.
     """
 
     harms: torch.Tensor
     num_examples: torch.Tensor
     log_probs: torch.Tensor
     activation_norms: torch.Tensor | None
+    contenders: tuple[int, ...]
 
 
 def race(
@@ -78,6 +82,7 @@ def race(
         harms.isfinite().sum(1),
         torch.cat([base[number] for number in range(len(examples))]),
         sum(norms) / len(examples) if norms else None,
+        find_contenders(harms, alive, candidates, metric, num_chosen),
     )
 
 
@@ -112,6 +117,24 @@ def mean_harms(harms: torch.Tensor, examples: list[ScoredExample], metric: str) 
         return harms.nanmean(1)
     seen = harms.isfinite() * torch.tensor([example.num_scored for example in examples])
     return harms.nansum(1) / seen.sum(1).clamp(min=1)
+
+
+def find_contenders(
+    harms: torch.Tensor, alive: Sequence[int], candidates: Sequence[int], metric: str, num_chosen: int
+) -> tuple[int, ...]:
+    """Return the layers that are not clearly worse than the `num_chosen` of the lowest harm: chance may order them.
+
+    Args:
+        harms: (candidates, examples), as from `example_harms`.
+        alive: Layers that were left out of every example.
+        candidates: The layer of each row.
+        metric: `"accuracy"` or `"loss"`.
+        num_chosen: How many are to be chosen.
+    """
+    rows = [candidates.index(layer) for layer in alive]
+    if harms.shape[1] < 2:  # says nothing about the spread
+        return tuple(alive)
+    return tuple(candidates[row] for row in survivors(harms, rows, metric, num_chosen, TIE_CONFIDENCE))
 
 
 def survivors(harms: torch.Tensor, rows: list[int], metric: str, num_chosen: int, confidence: float) -> list[int]:

@@ -31,6 +31,7 @@ class LayerScores:
     metric: float  # of the model as it is
     seconds: float = 0.0  # that the calibration took
     num_examples: tuple[int, ...] | None = None  # that each score comes from; None: all of them
+    contenders: tuple[int, ...] | None = None  # of which the last goes; None: the one of the lowest score
 
 
 def calibrate(
@@ -47,7 +48,7 @@ def calibrate(
         examples: The calibration set.
         criterion: A name in `CRITERIA`, or a function that takes a `Calibration` and returns (layers,), higher = keep.
         settings: How it is done.
-        candidates: Layers that may go, which `sensitivity` leaves out in turn. None: all.
+        candidates: Layers that may go, which are left out in turn. None: all.
 
     Raises:
         ValueError: the criterion returns something else than one finite number per layer.
@@ -72,6 +73,7 @@ def calibrate(
         measure(evidence.log_probs, examples, settings.metric).item(),
         time.perf_counter() - started,
         evidence.num_examples,
+        evidence.contenders,
     )
 
 
@@ -80,7 +82,7 @@ def score_layers(
     tokenizer: ProcessingClass,
     calibration: Iterable[dict],
     criterion: CriterionLike = "sensitivity",
-    metric: str | None = None,
+    metric: str | None = "loss",
     seed: int = 0,
     batch_tokens: int | None = None,
     args: SFTConfig | None = None,
@@ -94,7 +96,7 @@ def score_layers(
         calibration: Examples in TRL's formats; multiple choice with the columns `choices` and `answer`. All of them are
             used: of a long stream, take some.
         criterion: A name in `CRITERIA`, or a function that takes a `Calibration` and returns (layers,), higher = keep.
-        metric: `"accuracy"` or `"loss"`; None: accuracy if every example has choices, else loss.
+        metric: `"loss"` or `"accuracy"`; None: accuracy if every example has choices, else loss.
         seed: For the criteria that draw.
         batch_tokens: Tokens that one pass carries at most, over all candidates; bounds memory.
         args: Of a training run: texts are prepared and cut as there. None: as by TRL's defaults, and never cut.

@@ -34,6 +34,7 @@ class Round:
     decode_tokens_per_second: float | None = None  # greedy, right after the drop; None: not measured
     trained_layers: tuple[int, ...] | None = None  # None: all parameters train
     num_examples: tuple[int, ...] | None = None  # that each score comes from; None: all of the calibration set
+    contenders: tuple[int, ...] | None = None  # layers between which position decided; None: scores did
     drop_seconds: float = 0.0  # that dropping took, and solving for what takes over
 
     @property

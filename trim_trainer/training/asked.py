@@ -65,7 +65,7 @@ def asked_of(trainer) -> dict[str, Any]:
         "compensation_size": history.compensation_size,
         "layers_per_trim": settings.layers_per_trim,
         "sparse_update_ratio": settings.sparse_update_ratio,
-        "protected_layers": sorted(args.protected_layers or ()),
+        "protected_layers": sorted(settings.protected_layers),
         "save_depths": sorted(args.save_depths or ()),
     }
     names = [*PLANNED, *STOPPING, *TEACHING, *KEPT, *EXPLAINING]

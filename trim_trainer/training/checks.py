@@ -11,7 +11,6 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..architectures.configs import num_layers
-from ..architectures.droppable import droppable_layers
 from ..architectures.modules import find_layers
 from ..architectures.table import find_architecture
 from ..data.choices import CalibrationError, check_choices
@@ -20,6 +19,7 @@ from ..records.files import HISTORY_NAME
 from ..surgery.cpu_kernels import check_order
 from ..surgery.drop import check_layers, check_tensors
 from .config import TrimConfig
+from .protection import lowest_depth
 from .schedule import resolve_target
 
 logger = logging.getLogger(__name__)
@@ -65,16 +65,13 @@ def check_model(model: str | PreTrainedModel, args: TrimConfig, peft_config=None
 
 def _check_reachable(config: PretrainedConfig, depth: int, target: int, protected: set[int]) -> None:
     """Raise a ValueError if so many layers have to stay that the target cannot be reached."""
-    dropped: tuple[int, ...] = ()
-    while depth - len(dropped) > target:
-        candidates = [layer for layer in droppable_layers(config, dropped) if layer not in protected]
-        if not candidates:
-            raise ValueError(
-                f"`target_layers` is {target}, but {config.model_type!r} can only lose layers down to a depth of "
-                f"{depth - len(dropped)}: the others hold what layers that stay need"
-                f"{' or are in `protected_layers`' if protected else ''} (see `droppable_layers`)."
-            )
-        dropped += (candidates[-1],)
+    lowest = lowest_depth(config, depth, target, protected)
+    if lowest > target:
+        raise ValueError(
+            f"`target_layers` is {target}, but {config.model_type!r} can only lose layers down to a depth of {lowest}: the "
+            f"others hold what layers that stay need{' or are in `protected_layers`' if protected else ''} (see "
+            "`droppable_layers`)."
+        )
 
 
 def _load_config(model: str, args: TrimConfig) -> PretrainedConfig:

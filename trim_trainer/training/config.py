@@ -55,7 +55,7 @@ class TrimConfig(SFTConfig):
         default=None, metadata={"help": "Layers dropped each time, at least 1. None: a tenth of the model's."}
     )
     importance: str = field(
-        default="sensitivity",
+        default="late_sensitivity",
         metadata={"help": "Criterion by which layers are chosen, a name in `trim_trainer.CRITERIA`."},
     )
     calibration_size: int = field(
@@ -84,7 +84,7 @@ class TrimConfig(SFTConfig):
         default=None,
         metadata={
             "help": "Confidence, in (0.5, 1), at which a layer that is worse than the best on part of the calibration set "
-            "is not scored on the rest. None scores every layer on every example. Only for `importance='sensitivity'`."
+            "is not scored on the rest. None scores every layer on every example. Only for `importance='late_sensitivity'` and `'sensitivity'`."
         },
     )
     sparse_update_ratio: float | None = field(
@@ -115,7 +115,7 @@ class TrimConfig(SFTConfig):
         default=None,
         metadata={
             "help": "Training examples on which the layer in front of dropped ones takes over, by least squares, what they "
-            "added (ReplaceMe); `sensitivity` then scores each layer as it would be dropped, with that. 0: nothing takes over. "
+            "added (ReplaceMe); a layer is then scored as it would be dropped, with that. 0: nothing takes over. "
             "None: 200 where weights can be solved for, which an adapter, quantized weights, FSDP and some layers rule out, "
             "else 0."
         },
@@ -129,7 +129,11 @@ class TrimConfig(SFTConfig):
     )
     protected_layers: list[int] | None = field(
         default=None,
-        metadata={"help": "Layers that are never dropped, by their numbers in the untrimmed model, from 0."},
+        metadata={
+            "help": "Layers that are never dropped, by their numbers in the untrimmed model, from 0; an empty list: each may go. "
+            "None: with `importance='late_sensitivity'` the first third stays, and with a target below half of it at most five "
+            "sixths of the target; else each may go."
+        },
     )
     save_depths: list[int] | None = field(
         default=None,

@@ -13,6 +13,7 @@ from ..recovery.quality_floor import QualityFloor
 from ..surgery.drop import is_quantized
 from .drop_log import log_drop
 from .members import has_members, keep_depth
+from .protection import choose_protected_layers
 from .schedule import choose_layers_per_trim
 from .trimming import Trimming, TrimSettings
 
@@ -50,7 +51,9 @@ def make_trimming(
             layers_per_trim=choose_layers_per_trim(args.layers_per_trim, num_layers),
             racing_confidence=args.racing_confidence,
             sparse_update_ratio=None if is_peft_model(trainer.model) else args.sparse_update_ratio,
-            protected_layers=tuple(args.protected_layers or ()),
+            protected_layers=choose_protected_layers(
+                args.protected_layers, criterion, trainer.causal_lm, num_layers, target
+            ),
         ),
         QualityFloor(args.max_metric_drop, metric),
         other_examples=trainer.evaluation_examples,

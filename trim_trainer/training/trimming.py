@@ -131,7 +131,8 @@ class Trimming:
 
     def droppable(self, chosen: tuple[int, ...] = ()) -> set[int]:
         """Layers (numbers of the model as it is now) that can go in addition to `chosen`."""
-        protected = {self.history.kept.index(layer) for layer in self.settings.protected_layers}
+        kept = self.history.kept
+        protected = {kept.index(layer) for layer in self.settings.protected_layers if layer in kept}
         return set(droppable_layers(self.run.causal_lm, chosen)) - protected
 
     def score(self) -> LayerScores:
@@ -194,6 +195,7 @@ class Trimming:
             seconds=scored.seconds,
             activation_norms=scored.activation_norms,
             num_examples=scored.num_examples,
+            contenders=None if scored.contenders is None else tuple(kept[layer] for layer in scored.contenders),
             dropped=tuple(kept[layer] for layer in dropped),
             trained_layers=None if trained is None else tuple(kept[layer] for layer in trained),
             drop_seconds=drop_seconds,
