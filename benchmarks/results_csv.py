@@ -44,7 +44,8 @@ def to_line(result: dict, beside: int | None = None) -> dict[str, str]:
 
 
 def _used_settings(result: dict) -> dict:
-    settings = {name: result["settings"].get(name) for name in SETTINGS}
+    found = result["settings"] | (result.get("chosen") or {})
+    settings = {name: found.get(name) for name in SETTINGS}
     for name in ("dataset_name", "distill_from"):
         settings[name] = settings[name] and Path(settings[name]).name
     method, unused = METHODS[result["cell"]["method"]], []

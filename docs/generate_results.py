@@ -7,6 +7,7 @@ import csv
 import math
 import re
 import statistics
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -56,6 +57,7 @@ MEDICINE = Task("medicine, 200 steps", "medmcqa_subject", 1600, 1, 989)
 MEDICINE_LONG = Task("medicine, 642 steps", "medmcqa_subject", 2567, 2, 989)
 LAW = Task("law, 573 steps", "cuad_yesno", 4800, 1, 2324, 1e-4)
 LAW_SHORT = Task("law, 193 steps", "cuad_yesno", 1600, 1, 600, 1e-4)
+LAW_BRIEF = replace(LAW_SHORT, num_examples=2213)  # those that `--max_length 256` leaves a token to score
 TASKS = (NEWS, MEDICINE, LAW, NEWS_LONG, MEDICINE_LONG)
 
 
@@ -72,6 +74,7 @@ class Setting:
     compensation: int = 0
     protected: str = PROTECTED
     at_once: int = LAYERS_PER_TRIM
+    criterion: str = "sensitivity"
 
     @property
     def is_progressive(self) -> bool:
@@ -98,7 +101,7 @@ class Setting:
             return False
         if self.method in SCANNED:
             scanned = (run["importance"] or "sensitivity", run["protected_layers"], int(run["calibration_size"]))
-            if scanned != ("sensitivity", self.protected, self.scored_on):
+            if scanned != (self.criterion, self.protected, self.scored_on):
                 return False
         if not self.is_progressive:
             return True
@@ -129,6 +132,13 @@ LAST_FIRST_COMPENSATED = replace(LAST_COMPENSATED, title="progressive, last laye
 # Scored as they are dropped: with the layer in front taking over, and none protected.
 AS_DROPPED = replace(SCAN, title="96 examples, five at a time", compensation=96, protected="", at_once=5)
 AS_DROPPED_200 = replace(SCAN, title="200 examples, three at a time", compensation=200, protected="")
+TRIED = (
+    replace(SCAN, title="by score, lr 3e-4", compensation=64),
+    replace(SCAN, title="by score, none protected, lr 3e-4", compensation=64, protected=""),
+    replace(SCAN, title="the last but one, first steps, lr 3e-4", compensation=200, criterion="tail", steps=1,
+            protected=f"{PROTECTED} 29"),
+    replace(SCAN, title="the last, first steps, lr 3e-4", compensation=64, criterion="tail", steps=1, protected=""),
+)  # fmt: skip
 TAIL = Setting("one-shot, last layers", "tail")
 TAIL_COMPENSATED = Setting("one-shot, last layers, compensated", "tail_compensated", compensation=200)
 ONE_SHOT = Setting("one-shot, same criterion", "one_shot")
@@ -144,6 +154,13 @@ PROGRESSIVE = (
     LAST_COMPENSATED, LAST_FIRST_COMPENSATED, LAST, SCAN_FIRST_96, SCAN_BOTH, SCAN_FIRST, SCAN, SCAN_COMPENSATED, SCAN_LATE,
     SCAN_LATER,
 )  # fmt: skip
+
+
+def among(rate: float) -> tuple[Setting, ...]:
+    """The default, and what differs in one thing from it."""
+    default = replace(SCAN, title="**the default**", compensation=64, criterion="late_sensitivity", rate=rate)
+    by_score = replace(default, title="by score", criterion="sensitivity")
+    return default, by_score, replace(default, title="the last", criterion="tail", protected="")
 
 
 def at(task: Task, settings: tuple[Setting, ...]) -> list[Setting]:
@@ -347,25 +364,30 @@ def compensation() -> str:
 
 def scored_as_dropped() -> str:
     """One setting for both tasks, next to the best that was picked by hand for each, and to full depth."""
-    lines = [
-        ["", "scored as dropped", "accuracy", "runs", "best other setting", "points over it", "points over full depth"]
-    ]
-    for task in (NEWS, MEDICINE):
-        full = best_full(task)
+    return next_to_the_best("scored as dropped", (NEWS, MEDICINE), lambda depth: (AS_DROPPED, AS_DROPPED_200))
+
+
+def one_setting() -> str:
+    """The default, and what it was chosen among, at rates that rise with the depth of the cut."""
+    return next_to_the_best(
+        "setting", (NEWS, MEDICINE, LAW_BRIEF), lambda depth: [*among(NUM_LAYERS / depth * 1e-4), *TRIED]
+    )
+
+
+def next_to_the_best(title: str, tasks: Iterable[Task], settings: Callable[[int], Iterable[Setting]]) -> str:
+    """Settings, next to the best that was picked by hand for each task and depth, and to full depth."""
+    lines = [["", title, "accuracy", "loss", "runs", "best by hand", "points over it", "points over full depth"]]
+    for task in tasks:
+        known = LAW_SHORT if task == LAW_BRIEF else task  # on a part of the test split, so not to be paired
+        full = best_full(known)
         for depth in DEPTHS:
-            other, best = best_progressive(task, depth)
-            for setting in (AS_DROPPED, AS_DROPPED_200):
+            other, best = best_progressive(known, depth)
+            by_hand = f"{mean(best):.3f} ({other.title.removeprefix('progressive, ')})"
+            for setting in settings(depth):
                 if runs := setting.runs(task, depth):
-                    title = f"{mean(best):.3f} ({other.title.removeprefix('progressive, ')})"
-                    cells = [
-                        setting.title,
-                        interval(runs),
-                        str(len(runs)),
-                        title,
-                        points(runs, best),
-                        points(runs, full),
-                    ]
-                    lines.append([f"{task.title}, {depth} layers", *cells])
+                    cells = [setting.title, interval(runs), f"{mean(runs, 'loss'):.3f}", str(len(runs)), by_hand]
+                    over = ["", ""] if known != task else [points(runs, best), points(runs, full)]
+                    lines.append([f"{task.title}, {depth} layers", *cells, *over])
     return table(*lines)
 
 
@@ -427,6 +449,7 @@ TABLES = {
     "forgotten": forgotten,
     "compensation": compensation,
     "scored_as_dropped": scored_as_dropped,
+    "one_setting": one_setting,
     "equal_time": equal_time,
     "schedule": schedule,
     "machines": machines,

@@ -14,7 +14,7 @@ from ..training.trimming import Trimming, TrimSettings
 from .methods import METHODS, Method
 
 
-def drop_before_training(trainer: TrimTrainer, method: Method, calibration, depth: int) -> TrimHistory:
+def drop_before_training(trainer: TrimTrainer, method: Method, calibration, depth: int) -> Trimming:
     """Score the untrained model once, drop down to `depth` at once, and freeze what does not train.
 
     Args:
@@ -24,7 +24,7 @@ def drop_before_training(trainer: TrimTrainer, method: Method, calibration, dept
         depth: To reach, in layers.
 
     Returns:
-        What went, and how long the choice took.
+        What went, how, and how long the choice took.
 
     Raises:
         ValueError: too few layers can be dropped.
@@ -64,7 +64,7 @@ def drop_before_training(trainer: TrimTrainer, method: Method, calibration, dept
             "larger depth, or protect fewer layers."
         )
     _freeze(trainer, method, trimming)
-    return trimming.history
+    return trimming
 
 
 def _freeze(trainer: TrimTrainer, method: Method, trimming: Trimming) -> None:

@@ -23,6 +23,7 @@ from ..scoring.speed import (
 )
 from ..training.checks import split_calibration
 from ..training.hooks import use_one_gpu
+from ..training.trimming import Trimming
 from .before_training import drop_before_training
 from .methods import METHODS, RECIPE
 
@@ -83,6 +84,9 @@ class CellResult:
     train_peak_bytes: int
     selection_loss: float
     num_steps: int | None  # optimizer steps; None: an older version did not write them down
+    chosen: (
+        dict[str, Any] | None
+    )  # how layers went, defaults too; None: none did, or an older version did not write it
     measured: Measurement  # quality by task; the recipe's own is `RECIPE`
 
     def to_plain(self) -> dict[str, Any]:
@@ -93,7 +97,7 @@ class CellResult:
     @classmethod
     def load(cls, folder: Path) -> "CellResult":
         """Read what a finished cell has written."""
-        data = {"num_steps": None} | json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        data = {"num_steps": None, "chosen": None} | json.loads((folder / RESULT).read_text(encoding="utf-8"))
         own = {entry.name: data[entry.name] for entry in fields(cls) if entry.name != "measured"}
         return cls(**own | {"cell": Cell(**data["cell"]), "measured": Measurement.from_plain(data)})
 
@@ -116,12 +120,13 @@ def run_cell(cell: Cell, recipe: Recipe, tasks: Iterable[Task], folder: Path) ->
     clock = Clock()
     trainer.add_callback(clock)
     started = time.perf_counter()
-    history = drop_before_training(trainer, method, calibration, cell.depth) if method.drops == "before" else None
+    trimming = drop_before_training(trainer, method, calibration, cell.depth) if method.drops == "before" else None
     if method.trains:
         trainer.train()
     train_seconds = clock.ended - started if method.trains else 0.0
     train_peak_bytes = peak_memory_bytes(trainer.args.device)
-    history = history or trainer.history
+    trimming = trimming or trainer.trimming
+    history = trimming and trimming.history
     model, tokenizer = trainer.model, trainer.processing_class
     sets = {SELECTION: trainer.tokenize_examples(_selection(held_out, calibration))}
     sets |= {RECIPE: trainer.tokenize_examples(test)} | {task.name: task.examples(tokenizer) for task in tasks}
@@ -137,10 +142,24 @@ def run_cell(cell: Cell, recipe: Recipe, tasks: Iterable[Task], folder: Path) ->
         train_peak_bytes=train_peak_bytes,
         selection_loss=measured.quality.pop(SELECTION).loss,
         num_steps=trainer.state.global_step,
+        chosen=_chosen(trimming, trainer.compensation_size) if trimming else None,
         measured=measured,
     )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RESULT).write_text(json.dumps(result.to_plain(), indent=1) + "\n", encoding="utf-8")
+
+
+def _chosen(trimming: Trimming, compensation_size: int) -> dict[str, Any]:
+    """How layers went, in the words of `TrimConfig`, with what it leaves open."""
+    history, settings = trimming.history, trimming.settings
+    return {
+        "importance": history.importance,
+        "calibration_metric": history.calibration_metric,
+        "calibration_size": history.calibration_size,
+        "compensation_size": compensation_size,
+        "layers_per_trim": settings.layers_per_trim,
+        "protected_layers": list(settings.protected_layers),
+    }
 
 
 class Clock(TrainerCallback):

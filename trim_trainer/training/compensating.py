@@ -15,7 +15,7 @@ from ..surgery.drop import is_quantized
 
 logger = logging.getLogger(__name__)
 
-COMPENSATION_SIZE = 200  # examples, where the config leaves it open
+COMPENSATION_SIZE = 64  # examples, where the config leaves it open
 
 
 def choose_compensation_size(trainer, examples: list[ScoredExample]) -> int:

@@ -59,7 +59,7 @@ class TrimConfig(SFTConfig):
         metadata={"help": "Criterion by which layers are chosen, a name in `trim_trainer.CRITERIA`."},
     )
     calibration_size: int = field(
-        default=50,
+        default=24,
         metadata={
             "help": "Examples of the calibration set. Without a calibration data set they are held out of the "
             "training set, never taken from the evaluation set."
@@ -116,7 +116,7 @@ class TrimConfig(SFTConfig):
         metadata={
             "help": "Training examples on which the layer in front of dropped ones takes over, by least squares, what they "
             "added (ReplaceMe); a layer is then scored as it would be dropped, with that. 0: nothing takes over. "
-            "None: 200 where weights can be solved for, which an adapter, quantized weights, FSDP and some layers rule out, "
+            "None: 64 where weights can be solved for, which an adapter, quantized weights, FSDP and some layers rule out, "
             "else 0."
         },
     )
