@@ -84,10 +84,8 @@ class CellResult:
     train_peak_bytes: int
     selection_loss: float
     num_steps: int | None  # optimizer steps; None: an older version did not write them down
-    chosen: (
-        dict[str, Any] | None
-    )  # how layers went, defaults too; None: none did, or an older version did not write it
     measured: Measurement  # quality by task; the recipe's own is `RECIPE`
+    chosen: dict[str, Any] | None = None  # how layers went, defaults too; None: none did, or it was not written down
 
     def to_plain(self) -> dict[str, Any]:
         """The numbers as JSON knows them, those of the measurement among the others."""
