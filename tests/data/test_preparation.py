@@ -317,7 +317,7 @@ def test_score_layers_cuts_as_a_config_says(letters, tmp_path):
     model, rows = make_model(**MODEL), make_rows("cut at the start")
     args = SFTConfig(str(tmp_path), use_cpu=True, bf16=False, max_length=130, eos_token="<end>")
     seen = []
-    score_layers(model, letters, rows, lambda c: (seen.extend(c.examples), torch.zeros(2))[1], args=args)
+    score_layers(model, letters, rows, lambda c: (seen.extend(c.examples), torch.zeros(2))[1], None, args=args)
     expected = unpredicted(
         trained(as_if_right(Dataset.from_list(rows)), letters, tmp_path, {"max_length": 130, "eos_token": "<end>"})
     )

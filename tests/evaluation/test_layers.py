@@ -58,7 +58,7 @@ def test_a_table_and_a_picture(criterion, checkpoint, tmp_path, capsys):
     output = tmp_path / "report"
     assert main(["scan", model, "--data", data, "--criterion", criterion, "--output", str(output)]) == 0
     printed = capsys.readouterr().out
-    assert f"{criterion} by accuracy, 20 examples" in printed and "accuracy of the whole model" in printed
+    assert f"{criterion} by loss, 20 examples" in printed and "loss of the whole model" in printed
     report = json.loads((output / "layer_scores.json").read_text())
     first = report["drop_order"][0]
     assert report["scores"][first] == min(report["scores"])
@@ -74,17 +74,20 @@ def ranked(printed):
 
 @pytest.mark.parametrize("options", [{}, {"racing_confidence": 0.9}])
 @pytest.mark.parametrize("metric", ["accuracy", "loss"])
-def test_the_order_is_that_in_which_a_run_drops(metric, options, checkpoint, tokenizer, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("criterion", ["sensitivity", "late_sensitivity"])
+def test_the_order_is_that_in_which_a_run_drops(
+    criterion, metric, options, checkpoint, tokenizer, tmp_path, monkeypatch, capsys
+):
     model, data = checkpoint
-    fields = {"calibration_metric": metric, "calibration_size": 20, "learning_rate": 0.0, "max_steps": 2, **options}
-    args = TrimConfig(
-        str(tmp_path / "run"), target_layers=3, layers_per_trim=3, trim_steps=1, **(TRAINING | TRIMMING | fields)
-    )
+    fields = {"calibration_metric": metric, "calibration_size": 20, "learning_rate": 0.0, "max_steps": 4, **options}
+    number = 3 if criterion == "sensitivity" else 1  # a tenth, of which the last may go
+    fields |= {"importance": criterion, "layers_per_trim": number, "trim_steps": 1, "target_layers": 3}
+    args = TrimConfig(str(tmp_path / "run"), **(TRAINING | TRIMMING | fields))
     train = Dataset.from_list(make_examples(16, first=100))
     calibration = Dataset.from_list(make_examples(20))
     trainer = TrimTrainer(model, args, train_dataset=train, calibration_dataset=calibration)
     trainer.train()
-    expected = list(trainer.history.dropped)[: 1 if options else 3]  # a race for three is run to another end
+    expected = list(trainer.history.dropped)[: 1 if options else number]  # a race for three is run to another end
     drawn = []
     monkeypatch.setattr("trim_trainer.evaluation.layers.plot_layers", lambda *given: drawn.append(given[-1]))
     arguments = [
@@ -96,6 +99,8 @@ def test_the_order_is_that_in_which_a_run_drops(metric, options, checkpoint, tok
         "20",
         "--metric",
         metric,
+        "--criterion",
+        criterion,
         "--output",
         str(tmp_path / "report"),
     ]

@@ -17,6 +17,7 @@ BASE = {
     "use_cpu": True, "bf16": False, "max_steps": 24, "per_device_train_batch_size": 4, "learning_rate": 1e-2,
     "report_to": "none", "save_strategy": "steps", "save_steps": 4, "disable_tqdm": True, "seed": 3,
     "target_layers": 4, "trim_steps": 2, "trim_delay": 4, "calibration_metric": "loss", "dataloader_num_workers": 0,
+    "sparse_update_ratio": 0.25, "compensation_size": 0, "importance": "sensitivity",
 }  # fmt: skip
 
 

@@ -27,6 +27,8 @@ class Watched(TrimTrainer):
 
     def save_model(self, output_dir=None, _internal_call=False):
         super().save_model(output_dir, _internal_call)
+        if self.is_writing_checkpoint:
+            return
         was_training = self.model.training
         with torch.no_grad():
             self.__dict__.setdefault("seen", {})[Path(output_dir or "main").name] = self.model.eval()(IDS).logits

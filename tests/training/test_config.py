@@ -13,7 +13,7 @@ from trim_trainer import TrimConfig
         ({"target_ratio": 1.0}, "`target_ratio` is 1.0.*write 0.4"),
         (
             {"importance": "magic"},
-            "`importance` is 'magic', expected one of: activation_norm, angular, block_influence, random, sens",
+            "`importance` is 'magic', expected one of: activation_norm, angular, block_influence, late_sensitivity, random, sens",
         ),
         ({"trim_strategy": "never"}, "`trim_strategy` is 'never'"),
         ({"trim_steps": 0}, "`trim_steps` is 0"),

@@ -66,6 +66,7 @@ def test_two_processes_log_the_accuracy_of_each_set_as_one_does(tmp_path):
             "target_layers": 4,
             "calibration_metric": "loss",
             "compensation_size": 30,
+            "importance": "sensitivity",
             "max_steps": 6,
             "sparse_update_ratio": None,
         },

@@ -43,7 +43,12 @@ def left(folder):
     return sorted(path.name for path in folder.glob("**/checkpoint-*"))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+QUICK = ("compensated", "sparse", "lora")
+
+
+@pytest.mark.parametrize(
+    "kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+)
 def test_each_depth_is_what_a_run_with_that_target_would_have_given(make_trainer, tmp_path, kind):
     settings = FAMILY | KINDS[kind]
     trainer = make_trainer(output_dir="family", **settings)

@@ -17,18 +17,18 @@ def own(calibration):
 )
 def test_the_first_third_stays_and_less_of_a_deep_cut(depth, target, number):
     config = LlamaConfig(num_hidden_layers=depth)
-    assert choose_protected_layers(None, "sensitivity", config, depth, target) == tuple(range(number))
+    assert choose_protected_layers(None, "late_sensitivity", config, depth, target) == tuple(range(number))
 
 
-@pytest.mark.parametrize("criterion", ["tail", "random", "block_influence", own])
+@pytest.mark.parametrize("criterion", ["sensitivity", "tail", "random", "block_influence", own])
 def test_other_criteria_choose_among_all(criterion):
     assert choose_protected_layers(None, criterion, LlamaConfig(num_hidden_layers=30), 30, 15) == ()
 
 
 def test_what_is_named_stays_and_nothing_else():
     config = LlamaConfig(num_hidden_layers=30)
-    assert choose_protected_layers([7, 2], "sensitivity", config, 30, 15) == (2, 7)
-    assert choose_protected_layers([], "sensitivity", config, 30, 15) == ()
+    assert choose_protected_layers([7, 2], "late_sensitivity", config, 30, 15) == (2, 7)
+    assert choose_protected_layers([], "late_sensitivity", config, 30, 15) == ()
 
 
 def test_where_only_first_layers_can_go_they_may(monkeypatch):
@@ -37,7 +37,7 @@ def test_where_only_first_layers_can_go_they_may(monkeypatch):
 
     monkeypatch.setattr(protection, "droppable_layers", first_four)
     config = LlamaConfig(num_hidden_layers=12)
-    assert choose_protected_layers(None, "sensitivity", config, 12, 9) == (0,)
+    assert choose_protected_layers(None, "late_sensitivity", config, 12, 9) == (0,)
 
 
 def test_a_run_keeps_the_first_third(make_trainer):

@@ -252,7 +252,7 @@ def other_criterion(calibration):
         (
             "whole",
             {"importance": "tail"},
-            r"`importance` is 'tail', but .*checkpoint-6' is of a run with 'sensitivity'",
+            r"`importance` is 'tail', but .*checkpoint-6' is of a run with 'late_sensitivity'",
         ),
         ("whole", {"calibration_metric": None}, r"`calibration_metric` is 'accuracy', but .* of a run with 'loss'"),
         ("whole", {"compensation_size": 8}, r"`compensation_size` is 8, but .* of a run with 0"),
@@ -296,7 +296,7 @@ def test_so_is_a_criterion_of_the_users_own_by_its_name(copied):
         make_model(), args, train_dataset=some(64, 0), calibration_dataset=some(12, 200), importance=other_criterion,
         processing_class=make_tokenizer(),
     )  # fmt: skip
-    with pytest.raises(ValueError, match="`importance` is 'other_criterion', but .* of a run with 'sensitivity'"):
+    with pytest.raises(ValueError, match="`importance` is 'other_criterion', but .* of a run with 'late_sensitivity'"):
         trainer.train(resume_from_checkpoint=True)
 
 
@@ -308,7 +308,7 @@ def test_an_older_checkpoint_is_compared_by_what_it_says(copied, runs, tmp_path)
     with pytest.raises(ValueError, match="`sparse_update_ratio` is None, but .* of a run with 0.33"):
         resume(copied_whole, sparse_update_ratio=None)
     for fields, message in (
-        ({"importance": "tail"}, "`importance` is 'tail', but .* of a run with 'sensitivity'"),
+        ({"importance": "tail"}, "`importance` is 'tail', but .* of a run with 'late_sensitivity'"),
         ({}, "`sparse_update_ratio` is 0.25, but .* of a run with None"),
         ({"sparse_update_ratio": None, "target_layers": 5}, "`target_layers` is 5, but .*only 4 layers left"),
     ):

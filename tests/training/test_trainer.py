@@ -105,7 +105,7 @@ def test_both_depths_are_timed_at_the_end(make_trainer, monkeypatch):
 
 
 def test_each_drop_is_the_layer_that_hurts_least(make_trainer):
-    trainer = make_trainer(target_layers=3, calibration_metric="loss")
+    trainer = make_trainer(target_layers=3, calibration_metric="loss", importance="sensitivity")
     trainer.train()
     for a_round in trainer.history.drops:
         assert a_round.score_of(a_round.dropped[0]) == min(a_round.scores)

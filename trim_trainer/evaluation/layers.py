@@ -8,6 +8,7 @@ from pathlib import Path
 from datasets import Dataset
 
 from ..architectures.droppable import droppable_layers
+from ..architectures.modules import find_layers
 from ..checkpoints.loading import Source, default_device
 from ..data.choices import check_choices
 from ..data.metrics import choose_metric, scored_by
@@ -20,6 +21,7 @@ from ..importance.scores import calibrate
 from ..records.plots import plot_layers
 from ..scoring.solutions import solve_takeovers
 from ..scoring.trial import choose_layout
+from ..training.schedule import choose_layers_per_trim
 from .tasks import read_calibration
 
 REPORT_NAME, REPORT_PLOT = "layer_scores.json", "layer_scores.png"
@@ -120,7 +122,10 @@ def report_layers(
         seen = scored_by("loss", tokenize_examples(others, tokenizer, max_length=max_length))
         takeovers = solve_takeovers(loaded, can_go, seen, batch_tokens)
     solving = time.perf_counter() - started
-    settings = Settings(metric, choose_layout(loaded, examples), batch_tokens, 1, racing_confidence, seed, takeovers)
+    number = choose_layers_per_trim(None, len(find_layers(loaded)))
+    settings = Settings(
+        metric, choose_layout(loaded, examples), batch_tokens, number, racing_confidence, seed, takeovers
+    )
     among = can_go if racing_confidence is not None else None  # else a report says what every layer is worth
     scored = calibrate(loaded, examples, criterion, settings, among)
     order = choose_layers(scored, criterion, len(scored.scores), lambda chosen: droppable_layers(loaded, chosen))
