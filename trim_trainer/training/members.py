@@ -103,7 +103,7 @@ def heal_members(trainer) -> None:
     for each in measured:
         trainer.trimming.history = trainer.history.add(each)
     if trainer.args.should_save and trainer.args.save_strategy == SaveStrategy.NO:
-        shutil.rmtree(_end_of(trainer))
+        shutil.rmtree(_end_of(trainer), ignore_errors=True)
 
 
 def _heal(trainer, depth: int) -> Measurement:
