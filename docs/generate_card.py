@@ -1,6 +1,6 @@
 """Write docs/pages/card: the card of the quickstart as a reader of the Hub sees it, with the depths 26, 23 and 20.
 
-    python docs/generate_card.py        # 5 minutes on 2 cores
+    python docs/generate_card.py        # 20 minutes on 2 cores
 
 Trains by the recipe, publishes to the Hub of the tests on 127.0.0.1 with Xet, loads each revision in a new process with
 nothing but transformers, compares depth and logits with the local checkpoint, and keeps the card of `main`.
