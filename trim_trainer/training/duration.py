@@ -42,7 +42,7 @@ def forward_tokens(trainer: TrimTrainer) -> float:
     schedule = trainer.plan(num_steps, num_epochs)
     total = num_epochs if args.trim_strategy == "epoch" else num_steps
     mean_depth = schedule.mean_depth(total) / history.num_layers
-    if has_members(args):
+    if has_members(trainer):
         mean_depth *= 1 + schedule.members_cost(args.save_depths, total)
     cost = UPDATE_COST["full" if args.sparse_update_ratio is None else "sparse"]
     training = num_steps * batch / args.world_size * sum(lengths) / len(lengths) * cost * mean_depth

@@ -25,7 +25,7 @@ def under_way(trainer) -> Iterator[None]:
 def history_beside(trainer, folder: Path) -> TrimHistory:
     """The history of a model that is saved as it is now; where that is above the target, it says why."""
     history = trainer.history
-    is_on_the_way = folder == trainer.folder_of(trainer.history.depth) or not history.is_above_target
+    is_on_the_way = folder == trainer.folder_of(history.depth) or not history.is_above_target
     if is_on_the_way or history.stopped is not None:
         return history
     return trainer.trimming.history_stopped_by(how_far_it_is(trainer))

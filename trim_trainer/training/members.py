@@ -16,7 +16,6 @@ from ..records.files import HISTORY_NAME
 from ..records.measurement import Measurement
 from ..records.settings import changed_settings
 from .measuring import measure_trimmed
-from .schedule import TrimSchedule
 
 logger = logging.getLogger(__name__)
 
@@ -30,26 +29,27 @@ ALONE = {
 }
 
 
-def has_members(args) -> bool:
+def has_members(trainer) -> bool:
     """Whether depths on the way train on after the run; where weights are spread over processes none can come back."""
-    return bool(args.save_depths) and args.heal_depths and not _is_sharded(args)
+    return _wants_members(trainer.args) and not trainer.is_sharded
 
 
 def is_kept(folder: Path) -> bool:
     """Whether a depth's folder holds its model, or a checkpoint to train on from."""
-    return (folder / HISTORY_NAME).is_file() or any(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
+    return (folder / HISTORY_NAME).is_file() or bool(_checkpoints_in(folder))
 
 
-def say_members(args, schedule: TrimSchedule, total: float) -> None:
-    """Say before the run what its members will cost."""
-    if args.save_depths and args.heal_depths and _is_sharded(args):
+def say_members(trainer, total: float) -> None:
+    """Say before a run of `total` steps or epochs what its members will cost."""
+    args = trainer.args
+    if _wants_members(args) and trainer.is_sharded:
         logger.warning(
             "`save_depths` %s stay as they are when the next layers go: FSDP and DeepSpeed cannot bring back a depth to "
             "train on. For members that are healed to the end run once per depth, each as `target_layers`.",
             sorted(args.save_depths, reverse=True),
         )
-    if has_members(args):
-        share = schedule.members_cost(args.save_depths, total)
+    if has_members(trainer):
+        share = trainer.schedule.members_cost(args.save_depths, total)
         logger.warning(
             "After the run each of `save_depths` %s trains the rest of its steps at its depth: %.1f times the run's own "
             "training on top. `heal_depths=False` keeps them as they are when the next layers go.",
@@ -62,7 +62,7 @@ def keep_depth(trainer) -> None:
     """Keep the model as it is now, at its depth, if `save_depths` asks for it: to train on, or as it is."""
     if trainer.history.depth not in (trainer.args.save_depths or ()):
         return
-    if has_members(trainer.args):
+    if has_members(trainer):
         keep_beginning(trainer)
     else:
         measure_trimmed(trainer)
@@ -135,12 +135,12 @@ def _recipe_of(trainer, depth: int) -> dict[str, Any]:
 
 def _waiting(trainer) -> list[int]:
     """Depths that have a checkpoint to go on from, deepest first: those that are done have none."""
-    if not has_members(trainer.args):
+    if not has_members(trainer):
         return []
     return [
         depth
         for depth in sorted(trainer.args.save_depths, reverse=True)
-        if depth >= trainer.history.depth and any(trainer.folder_of(depth).glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
+        if depth >= trainer.history.depth and _checkpoints_in(trainer.folder_of(depth))
     ]
 
 
@@ -210,10 +210,14 @@ def _end_of(trainer) -> Path:
     return Path(trainer.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"
 
 
+def _checkpoints_in(folder: Path) -> list[Path]:
+    return list(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
+
+
 def _remove_checkpoints(folder: Path) -> None:
-    for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+    for checkpoint in _checkpoints_in(folder):
         shutil.rmtree(checkpoint)
 
 
-def _is_sharded(args) -> bool:
-    return args.deepspeed_plugin is not None or bool(getattr(args, "fsdp_plugin", None) or args.fsdp)
+def _wants_members(args) -> bool:
+    return bool(args.save_depths) and args.heal_depths

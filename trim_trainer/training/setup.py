@@ -60,7 +60,7 @@ def make_trimming(
         on_round=lambda a_round: log_drop(trainer, a_round),
         before_drop=partial(keep_depth, trainer),
     )
-    if args.load_best_model_at_end or has_members(args):
+    if args.load_best_model_at_end or has_members(trainer):
         trimming.keep_untrimmed()
     return trimming
 

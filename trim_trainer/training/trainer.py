@@ -207,7 +207,7 @@ class TrimTrainer(HookedTrainer):
             self.schedule = self.plan(max_steps, num_epochs)
             if not self.schedule.leaves_time_to_heal(max_steps, num_epochs):
                 logger.warning("The last drop comes at the very end, with no step left to heal it. Train for longer.")
-            say_members(self.args, self.schedule, num_epochs if self.args.trim_strategy == "epoch" else max_steps)
+            say_members(self, num_epochs if self.args.trim_strategy == "epoch" else max_steps)
         self.trimming.freeze()
         if self.history.rounds and not self.is_deepspeed_enabled:
             self.sync_parameters()  # an optimizer that was there before this run knows those of an earlier one
