@@ -15,6 +15,7 @@ from trim_trainer.architectures.modules import find_layers
 from trim_trainer.data.examples import ScoredExample
 from trim_trainer.recovery.compensation import compensated
 from trim_trainer.scoring.layout import ONE_BY_ONE
+from trim_trainer.scoring.passes import begins_midway
 from trim_trainer.scoring.projection import check_compensation, find_projection
 from trim_trainer.scoring.regression import RIDGE
 from trim_trainer.scoring.scan import scan_layers, score_choices
@@ -328,3 +329,45 @@ def test_a_run_scores_after_compensation(sets, tmp_path):
     for a_round in trainer.history.drops:
         (dropped,) = a_round.dropped
         assert a_round.metric_after == pytest.approx(a_round.metric + a_round.score_of(dropped), abs=2e-4)
+
+
+@pytest.mark.parametrize("dropped", [[0, 4], [0, 1, 3, 5]])
+def test_the_gap_behind_a_dropped_first_layer_is_closed(dropped):
+    """The layers in front of it see other states than before, and its number in the smaller model is another one."""
+    model, examples = make_model(), draw()
+    target = look(model, examples)[0][-1]
+    small = drop_layers(copy.deepcopy(model), dropped)
+    with compensated(model, dropped, examples):
+        drop_layers(model, dropped)
+    assert error(model, target, examples) < 0.8 * error(small, target, examples)
+
+
+def test_passes_behind_the_first_gap_leave_out_the_layers_in_front_of_it(monkeypatch):
+    """They run the layers between two gaps, and give what whole passes give."""
+    model, examples, ran = make_model(num_layers=12), draw(), []
+    whole, dropped = copy.deepcopy(model), [4, 7, 8, 11]
+    with compensated(model, dropped, examples):
+        drop_layers(model, dropped)
+        for number, layer in enumerate(find_layers(model)):
+            layer.mlp.register_forward_hook(
+                lambda module, args, output, number=number: ran.append((number, len(args[0])))
+            )
+    rows = {(number, count) for number, count in ran if count > 1}  # the examples; what is tried is one row
+    assert {number for number, _ in rows} == {3, 4, 5, 6, 7}
+    monkeypatch.setattr("trim_trainer.recovery.compensation.begins_midway", lambda *args: False)
+    with compensated(whole, dropped, examples):
+        drop_layers(whole, dropped)
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, whole.state_dict()[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_pass_does_not_begin_behind_layers_that_hand_on_more_than_a_state():
+    examples = draw(4)
+    assert begins_midway(zoo.make("llama").eval(), examples, 3)
+    model = zoo.make("llama").eval()
+    first, later = find_layers(model)[1], find_layers(model)[4]
+    kept = []
+    first.register_forward_hook(lambda layer, args, output: kept.append(output))
+    later.register_forward_hook(lambda layer, args, output: output + kept.pop())
+    assert not begins_midway(model, examples, 3)
+    assert not vars(find_layers(model)[0]).get("forward")

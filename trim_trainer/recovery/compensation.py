@@ -10,9 +10,10 @@ from transformers import PreTrainedModel
 
 from ..architectures.modules import find_layers
 from ..data.examples import ScoredExample
+from ..scoring.passes import begins_midway, record
 from ..scoring.processes import from_main
 from ..scoring.projection import find_projection
-from ..scoring.regression import Regression, record
+from ..scoring.regression import Regression
 from ..scoring.solutions import solve_takeovers
 from ..scoring.takeover import Takeover
 
@@ -67,8 +68,9 @@ def compensated(
     closed from the first to the last. No parameter is added, and no gradient is taken. Dropped layers with none in front of
     them are not compensated for.
 
-    Several processes share the passes, and all get what the main one has solved. There is one pass before the drop and one
-    more for each gap but the first, for which states stay on the CPU meanwhile: tokens · hidden size numbers.
+    Several processes share the passes, and all get what the main one has solved. There is one pass before the drop, and
+    for all gaps but the first together another one behind the first gap; where a pass cannot begin there, a whole one for
+    each. States stay on the CPU meanwhile: tokens · hidden size numbers for each gap.
 
     Args:
         model: A causal LM before the drop, with plain weights, whole in this process.
@@ -80,27 +82,40 @@ def compensated(
     Raises:
         UnsupportedArchitectureError: there is no such projection, see `check_compensation`.
     """
-    layers = find_layers(model)
-    gaps = _gaps(len(layers), set(dropped)) if examples else []
+    dropped, layers = set(dropped), find_layers(model)
+    gaps = _gaps(len(layers), dropped) if examples else []
     if not gaps:
         yield
         return
     run = partial(record, examples=examples, batch_tokens=batch_tokens, precision=precision)
-    # Nothing in front of the first gap changes, so one pass shows both what its projection sees and what it has to return.
-    first = Regression(find_projection(model, gaps[0].front, examples[0]))
-    outputs = [layers[gaps[0].front], *(layers[gap.last] for gap in gaps)]
-    targets = []
-    for states, target, *others, inputs in run(model, outputs=outputs, inputs=[first.projection.module]):
-        first.add(inputs, states, target)
-        targets.append([other.to("cpu", model.dtype) for other in others])
+    fit, inputs = None, []
+    outputs = [layers[gap.last] for gap in gaps]
+    if 0 not in dropped:
+        # Nothing in front of the first gap changes: one pass shows what its projection sees, and what it has to return.
+        fit = Regression(find_projection(model, gaps[0].front, examples[0]))
+        outputs = [layers[gaps[0].front], *outputs]
+        inputs = [fit.projection.module, layers[gaps[0].front]]
+    targets, fronts = [], []
+    for values in run(model, outputs=outputs, inputs=inputs):
+        if fit is not None:
+            states, *values, given, front = values
+            fit.add(given, states, values[0])
+            fronts.append(front.to("cpu", model.dtype))
+        targets.append([value.to("cpu", model.dtype) for value in values])
     yield
-    _take_over(first, model, gaps[0].front)
-    for number, gap in enumerate(gaps[1:]):
-        fit = Regression(find_projection(model, gap.front, examples[0]))
-        passes = run(model, outputs=[find_layers(model)[gap.front]], inputs=[fit.projection.module])
-        for (states, inputs), target in zip(passes, targets, strict=True):
-            fit.add(inputs, states, target[number])
+    begin = None
+    for number, gap in enumerate(gaps):
+        layer = find_layers(model)[gap.front]
+        if number > 0 or fit is None:
+            fit = Regression(find_projection(model, gap.front, examples[0]))
+            passes = run(model, outputs=[layer], inputs=[fit.projection.module, layer], begin=begin)
+            fronts = []
+            for (states, given, front), target in zip(passes, targets, strict=True):
+                fit.add(given, states, target[number])
+                fronts.append(front.to("cpu", model.dtype))
         _take_over(fit, model, gap.front)
+        # What the layer in front of a gap is given does not change any more: the next pass begins there.
+        begin = (gap.front, fronts) if number + 1 < len(gaps) and begins_midway(model, examples, gap.front) else None
 
 
 def _take_over(fit: Regression, model: PreTrainedModel, front: int) -> None:

@@ -1,19 +1,11 @@
 """Least squares for a projection: what it has to return in addition, summed up over passes of a model."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, suppress
-from functools import partial
-
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..data.examples import ScoredExample
-from .batches import make_batches
-from .hooks import hidden_of, plain_forward
-from .processes import share, sum_over_processes
-from .projection import Enough, Projection
-from .scored_positions import no_logits
+from .processes import sum_over_processes
+from .projection import Projection
 
 # Penalty on the change of a weight, as a share of the mean square of the projection's inputs.
 RIDGE = 1e-2
@@ -71,42 +63,3 @@ class Regression:
         )
         left = error - 2 * (by * products).sum() + (by * (squares @ by)).sum()
         return by, (left / error).item()
-
-
-@torch.no_grad()
-def record(
-    model: PreTrainedModel,
-    examples: list[ScoredExample],
-    batch_tokens: int | None,
-    precision: Callable[[], AbstractContextManager],
-    outputs: Sequence[nn.Module],
-    inputs: Sequence[nn.Module] = (),
-) -> Iterator[list[torch.Tensor]]:
-    """Yield, per pass of this process, (tokens, size) for each module: the outputs of some, then the inputs of others."""
-    found: dict[int, torch.Tensor] = {}
-    was_training = model.training
-
-    def keep(place, value):
-        found[place] = value
-        if len(found) == len(outputs) + len(inputs):
-            raise Enough
-
-    def leave(module, args, output, place):
-        keep(place, hidden_of(output))
-
-    def enter(module, args, place):
-        keep(place, args[0])
-
-    model.eval()
-    with ExitStack() as hooks:
-        hooks.callback(model.train, was_training)
-        for place, module in enumerate(outputs):
-            hooks.callback(module.register_forward_hook(partial(leave, place=place)).remove)
-        for place, module in enumerate(inputs, len(outputs)):
-            hooks.callback(module.register_forward_pre_hook(partial(enter, place=place)).remove)
-        for batch in share(make_batches(model, examples, False, batch_tokens), model):
-            found.clear()
-            with suppress(Enough), precision(), plain_forward(model):
-                model(**batch.inputs, use_cache=False, **no_logits(model))
-            rows = [found[place].view(*batch.shape, -1) for place in range(len(found))]  # some see (rows · seq, size)
-            yield [values[batch.counted_rows, batch.counted_positions] for values in rows]

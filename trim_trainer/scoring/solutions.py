@@ -8,8 +8,9 @@ from transformers import PreTrainedModel
 
 from ..architectures.modules import find_layers
 from ..data.examples import ScoredExample
+from .passes import record
 from .projection import find_projections
-from .regression import Regression, record
+from .regression import Regression
 from .takeover import Takeover
 
 # Bytes of sums that exist at the same time, over the layers that are solved for in one pass.
