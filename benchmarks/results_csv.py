@@ -19,7 +19,8 @@ from trim_trainer.training.schedule import plan_schedule
 
 SETTINGS = (
     "dataset_name", "max_train_samples", "num_train_epochs", "per_device_train_batch_size", "importance", "layers_per_trim",
-    "trim_steps", "trim_delay", "protected_layers", "calibration_size", "compensation_size", "distill_from",
+    "trim_steps", "trim_delay", "protected_layers", "calibration_size", "compensation_size",
+    "scale_learning_rate", "distill_from",
 )  # fmt: skip
 MEASURED = (
     "train_seconds", "calibration_seconds", "num_train_tokens", "train_peak_bytes", "num_bytes", "decode_tokens_per_second",
@@ -57,6 +58,8 @@ def _used_settings(result: dict) -> dict:
         settings["trim_steps"] = _automatic_interval(settings, result)
     if not method.compensates or not settings["compensation_size"]:
         unused.append("compensation_size")
+    if not settings["scale_learning_rate"]:  # as where it did not exist
+        unused.append("scale_learning_rate")
     return settings | dict.fromkeys(unused)
 
 

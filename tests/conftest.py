@@ -66,7 +66,14 @@ def reports(request):
     return request.config.stash.setdefault(REPORTS, {})
 
 
-OPTIONS = ("train_dataset", "eval_dataset", "peft_config", "callbacks", "compute_metrics")  # of the trainer
+OPTIONS = (
+    "train_dataset",
+    "eval_dataset",
+    "peft_config",
+    "callbacks",
+    "compute_metrics",
+    "optimizers",
+)  # of the trainer
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ GROUPS = {
         "importance", "calibration_size", "calibration_metric", "scan_batch_tokens", "racing_confidence",
     ),
     "what trains and recovers": (
-        "sparse_update_ratio", "compensation_size", "distill_from", "distill_weight", "distill_temperature",
+        "scale_learning_rate", "sparse_update_ratio", "compensation_size", "distill_from", "distill_weight", "distill_temperature",
         "merge_adapter", "save_dtype", "use_peft",
     ),
     "every run": (

@@ -140,21 +140,22 @@ def run_cell(cell: Cell, recipe: Recipe, tasks: Iterable[Task], folder: Path) ->
         train_peak_bytes=train_peak_bytes,
         selection_loss=measured.quality.pop(SELECTION).loss,
         num_steps=trainer.state.global_step,
-        chosen=_chosen(trimming, trainer.compensation_size) if trimming else None,
+        chosen=_chosen(trimming, trainer) if trimming else None,
         measured=measured,
     )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RESULT).write_text(json.dumps(result.to_plain(), indent=1) + "\n", encoding="utf-8")
 
 
-def _chosen(trimming: Trimming, compensation_size: int) -> dict[str, Any]:
+def _chosen(trimming: Trimming, trainer) -> dict[str, Any]:
     """How layers went, in the words of `TrimConfig`, with what it leaves open."""
     history, settings = trimming.history, trimming.settings
     return {
         "importance": history.importance,
         "calibration_metric": history.calibration_metric,
         "calibration_size": history.calibration_size,
-        "compensation_size": compensation_size,
+        "compensation_size": trainer.compensation_size,
+        "scale_learning_rate": trainer.trimming is not None and trainer.args.scale_learning_rate,
         "layers_per_trim": settings.layers_per_trim,
         "protected_layers": list(settings.protected_layers),
     }

@@ -120,6 +120,13 @@ class TrimConfig(SFTConfig):
             "else 0."
         },
     )
+    scale_learning_rate: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether the learning rate rises as layers go, times the layers of the untrimmed model over those that "
+            "are left: `learning_rate` is that of full depth. Not with schedules that follow the loss."
+        },
+    )
     max_metric_drop: float | None = field(
         default=None,
         metadata={

@@ -49,6 +49,7 @@ from .config import TrimConfig
 from .ending import how_it_ended, under_way
 from .evaluation_sets import EvaluationSets
 from .hooks import HookedTrainer, TrimCallback
+from .learning_rate import follow_depth
 from .loss import can_select_positions, selected_loss
 from .measuring import measure_run, measure_trimmed
 from .members import heal_members, keep_end, say_members
@@ -226,6 +227,14 @@ class TrimTrainer(HookedTrainer):
         if self.history.untrimmed is None:
             self.trimming.history = replace(self.history, untrimmed=measure_run(self))
         self.trimming.choose_trained()
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        """That of SFTTrainer, whose rate follows the depth if `scale_learning_rate`; not one that the script brought."""
+        is_own = self.lr_scheduler is None
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        if is_own and self.trimming is not None and self.args.scale_learning_rate:
+            follow_depth(scheduler, lambda: self.history.num_layers / self.history.depth)
+        return scheduler
 
     def plan(self, max_steps: int, num_train_epochs: float) -> TrimSchedule:
         """The depths of a run of so many optimizer steps, or epochs where `trim_strategy` is `"epoch"`.
