@@ -75,6 +75,7 @@ class Setting:
     protected: str = PROTECTED
     at_once: int = LAYERS_PER_TRIM
     criterion: str = "sensitivity"
+    scales_rate: bool = False  # times the layers that were over those that are left
 
     @property
     def is_progressive(self) -> bool:
@@ -107,6 +108,8 @@ class Setting:
             return True
         steps = self.steps or task.automatic_interval(depth, self.at_once)
         schedule = (int(run["layers_per_trim"] or 1), float(run["trim_steps"]), float(run["trim_delay"] or 0))
+        if bool(run["scale_learning_rate"]) != self.scales_rate:
+            return False
         return schedule == (self.at_once, steps, self.delay)
 
 

@@ -52,7 +52,7 @@ class TrimConfig(SFTConfig):
         },
     )
     layers_per_trim: int | None = field(
-        default=None, metadata={"help": "Layers dropped each time, at least 1. None: a tenth of the model's."}
+        default=None, metadata={"help": "Layers dropped each time, at least 1. None: a fifth of the model's."}
     )
     importance: str = field(
         default="late_sensitivity",

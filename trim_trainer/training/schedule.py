@@ -10,7 +10,7 @@ from itertools import pairwise
 DROPPING_RATIO = 0.2
 DROPPING_RATIO_OF_FAMILY = 0.5
 # Share of all layers that goes at a time, where the config leaves it open.
-TRIM_RATIO = 0.1
+TRIM_RATIO = 0.2
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def plan_schedule(
 
 
 def choose_layers_per_trim(layers_per_trim: int | None, num_layers: int) -> int:
-    """Layers that go at a time: as the config says; None: a tenth of a model of `num_layers`."""
+    """Layers that go at a time: as the config says; None: a fifth of a model of `num_layers`."""
     return layers_per_trim or max(1, round(TRIM_RATIO * num_layers))
 
 
