@@ -159,11 +159,25 @@ PROGRESSIVE = (
 )  # fmt: skip
 
 
-def among(rate: float) -> tuple[Setting, ...]:
-    """The default, and what differs in one thing from it."""
-    default = replace(SCAN, title="**the default**", compensation=64, criterion="late_sensitivity", rate=rate)
-    by_score = replace(default, title="by score", criterion="sensitivity")
-    return default, by_score, replace(default, title="the last", criterion="tail", protected="")
+DEFAULT = replace(
+    SCAN, title="**the default**", compensation=64, criterion="late_sensitivity", rate=FULL.rate, at_once=6, scales_rate=True
+)
+THREE = replace(DEFAULT, title="three at a time", at_once=3)
+
+
+def among(depth: int) -> tuple[Setting, ...]:
+    """The default, and what differs from it."""
+    constant = replace(THREE, scales_rate=False)
+    higher = f"{NUM_LAYERS / depth:.3g}e-4"
+    raised = replace(constant, title=f"three at a time, lr {higher}", rate=float(higher))
+    return (
+        DEFAULT,
+        THREE,
+        replace(constant, title="three at a time, lr 1e-4"),
+        raised,
+        replace(raised, title=f"three at a time, by score, lr {higher}", criterion="sensitivity"),
+        replace(raised, title=f"three at a time, the last, lr {higher}", criterion="tail", protected=""),
+    )
 
 
 def at(task: Task, settings: tuple[Setting, ...]) -> list[Setting]:
@@ -371,10 +385,8 @@ def scored_as_dropped() -> str:
 
 
 def one_setting() -> str:
-    """The default, and what it was chosen among, at rates that rise with the depth of the cut."""
-    return next_to_the_best(
-        "setting", (NEWS, MEDICINE, LAW_BRIEF), lambda depth: [*among(NUM_LAYERS / depth * 1e-4), *TRIED]
-    )
+    """The default, and what it was chosen among."""
+    return next_to_the_best("setting", (NEWS, MEDICINE, LAW_BRIEF), lambda depth: [*among(depth), *TRIED])
 
 
 def next_to_the_best(title: str, tasks: Iterable[Task], settings: Callable[[int], Iterable[Setting]]) -> str:

@@ -80,7 +80,7 @@ def test_the_order_is_that_in_which_a_run_drops(
 ):
     model, data = checkpoint
     fields = {"calibration_metric": metric, "calibration_size": 20, "learning_rate": 0.0, "max_steps": 4, **options}
-    number = 3 if criterion == "sensitivity" else 1  # a tenth, of which the last may go
+    number = 3 if criterion == "sensitivity" else 1  # a fifth, of which the last may go
     fields |= {"importance": criterion, "layers_per_trim": number, "trim_steps": 1, "target_layers": 3}
     args = TrimConfig(str(tmp_path / "run"), **(TRAINING | TRIMMING | fields))
     train = Dataset.from_list(make_examples(16, first=100))
