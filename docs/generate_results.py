@@ -90,6 +90,15 @@ class Setting:
                 found.setdefault((run["device"].split(",")[0], run["seed"]), run)
         return found
 
+    def runs_in_time(self, task: Task, depth: int) -> dict[tuple[str, str], dict]:
+        """The runs with as many steps as the seconds of full depth had room for."""
+        usual = {"num_steps": "", "trim_steps": str(task.automatic_interval(depth, self.at_once))}
+        return {
+            (run["device"].split(",")[0], run["seed"]): run
+            for run in load()
+            if run.get("num_steps") and self._is_mine(run | usual, task, depth)
+        }
+
     def _is_mine(self, run: dict, task: Task, depth: int) -> bool:
         settings = (run["dataset_name"], run["max_train_samples"], run["num_train_epochs"], run["num_examples"])
         if settings != tuple(map(str, (task.data, task.samples, task.epochs, task.num_examples))) or run.get(
@@ -389,6 +398,18 @@ def one_setting() -> str:
     return next_to_the_best("setting", (NEWS, MEDICINE, LAW_BRIEF), lambda depth: [*among(depth), *TRIED])
 
 
+def one_setting_in_time() -> str:
+    """The default at half of the layers, over the steps of full depth and in its seconds, next to full depth."""
+    lines = [["15 layers", "full depth", "the default, equal steps", "points", "equal seconds", "points", "its steps"]]
+    for task in (NEWS, MEDICINE, LAW_BRIEF):
+        full, runs, longer = FULL.runs(task, NUM_LAYERS), DEFAULT.runs(task, 15), DEFAULT.runs_in_time(task, 15)
+        if longer:
+            steps = ", ".join(run["num_steps"] for run in longer.values())
+            cells = [interval(full), interval(runs), points(runs, full), interval(longer), points(longer, full), steps]
+            lines.append([task.title, *cells])
+    return table(*lines)
+
+
 def next_to_the_best(title: str, tasks: Iterable[Task], settings: Callable[[int], Iterable[Setting]]) -> str:
     """Settings, next to the best that was picked by hand for each task and depth, and to full depth."""
     lines = [["", title, "accuracy", "loss", "runs", "best by hand", "points over it", "points over full depth"]]
@@ -465,6 +486,7 @@ TABLES = {
     "compensation": compensation,
     "scored_as_dropped": scored_as_dropped,
     "one_setting": one_setting,
+    "one_setting_in_time": one_setting_in_time,
     "equal_time": equal_time,
     "schedule": schedule,
     "machines": machines,

@@ -229,7 +229,7 @@ class TrimTrainer(HookedTrainer):
         self.trimming.choose_trained()
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
-        """That of SFTTrainer, whose rate follows the depth if `scale_learning_rate`; not one that the script brought."""
+        """Make that of SFTTrainer, whose rate follows the depth if `scale_learning_rate`; not one that the script brought."""
         is_own = self.lr_scheduler is None
         scheduler = super().create_scheduler(num_training_steps, optimizer)
         if is_own and self.trimming is not None and self.args.scale_learning_rate:
