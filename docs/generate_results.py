@@ -169,7 +169,13 @@ PROGRESSIVE = (
 
 
 DEFAULT = replace(
-    SCAN, title="**the default**", compensation=64, criterion="late_sensitivity", rate=FULL.rate, at_once=6, scales_rate=True
+    SCAN,
+    title="**the default**",
+    compensation=64,
+    criterion="late_sensitivity",
+    rate=FULL.rate,
+    at_once=6,
+    scales_rate=True,
 )
 THREE = replace(DEFAULT, title="three at a time", at_once=3)
 

@@ -7,32 +7,45 @@ from typing import BinaryIO
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from .history import TrimHistory
 
-INK, MUTED, ACCENT = "#1f2933", "#9aa5b1", "#d64545"
+INK, MUTED, PALE, ACCENT = "#1f2933", "#9aa5b1", "#e4e7eb", "#d64545"
 
 
 def plot_importance(history: TrimHistory, path: str | Path | BinaryIO) -> None:
-    """Draw one row per round, one column per layer of the untrimmed model; a cross marks the drop."""
+    """Draw one row per round, one column per layer of the untrimmed model; a cross marks the drop.
+
+    Layers that have to stay, and that nothing was measured of, are grey.
+    """
     rounds = history.rounds
     grid = [[math.nan] * history.num_layers for _ in rounds]
+    unscored = []  # (row, layer)
     for row, a_round in enumerate(rounds):
-        for layer, score in zip(a_round.layers, a_round.scores, strict=True):
-            grid[row][layer] = score
+        counts = a_round.num_examples or (1,) * len(a_round.layers)
+        for layer, score, count in zip(a_round.layers, a_round.scores, counts, strict=True):
+            if count:
+                grid[row][layer] = score
+            else:
+                unscored.append((row, layer))
     # The first and last layers matter so much more that the others would look alike: the scale ends at the third
     # quartile, and says so.
-    scores = sorted(score for a_round in rounds for score in a_round.scores)
+    scores = sorted(score for line in grid for score in line if not math.isnan(score))
     top = scores[(3 * len(scores)) // 4]
     figure = Figure(figsize=(9, 1.6 + 0.3 * len(rounds)), layout="constrained")
     axes = figure.subplots()
     low = scores[0] if scores[0] < top else top - 1
     image = axes.imshow(grid, aspect="auto", cmap="cividis", vmin=low, vmax=top, interpolation="nearest")
+    for row, layer in unscored:
+        axes.add_patch(Rectangle((layer - 0.5, row - 0.5), 1, 1, color=PALE))
     for row, a_round in enumerate(rounds):
         axes.plot(a_round.dropped, [row] * len(a_round.dropped), "x", color=ACCENT, markersize=8, markeredgewidth=2)
     axes.set_yticks(range(len(rounds)), [f"step {a_round.step}" for a_round in rounds])
     axes.set_xticks(range(0, history.num_layers, 2 if history.num_layers > 16 else 1))
-    axes.set_xlabel("layer of the untrimmed model (blank: dropped, cross: dropped in this round)")
+    axes.set_xlabel(
+        f"layer of the untrimmed model (blank: dropped, cross: dropped in this round{', grey: not scored' if unscored else ''})"
+    )
     axes.set_title(f"Importance by {history.importance}, higher = keep", loc="left", color=INK)
     figure.colorbar(image, ax=axes, extend="max", label="score")
     figure.savefig(path, dpi=120, metadata={"Software": None})
