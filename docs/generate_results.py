@@ -84,20 +84,14 @@ class Setting:
 
     def runs(self, task: Task, depth: int) -> dict[tuple[str, str], dict]:
         """The runs, by machine and seed."""
-        found: dict[tuple[str, str], dict] = {}
-        for run in load():
-            if self._is_mine(run, task, NUM_LAYERS if self.method == "full" else depth):
-                found.setdefault((run["device"].split(",")[0], run["seed"]), run)
-        return found
+        return by_machine(
+            run for run in load() if self._is_mine(run, task, NUM_LAYERS if self.method == "full" else depth)
+        )
 
     def runs_in_time(self, task: Task, depth: int) -> dict[tuple[str, str], dict]:
         """The runs with as many steps as the seconds of full depth had room for."""
         usual = {"num_steps": "", "trim_steps": str(task.automatic_interval(depth, self.at_once))}
-        return {
-            (run["device"].split(",")[0], run["seed"]): run
-            for run in load()
-            if run.get("num_steps") and self._is_mine(run | usual, task, depth)
-        }
+        return by_machine(run for run in load() if run["num_steps"] and self._is_mine(run | usual, task, depth))
 
     def _is_mine(self, run: dict, task: Task, depth: int) -> bool:
         settings = (run["dataset_name"], run["max_train_samples"], run["num_train_epochs"], run["num_examples"])
@@ -117,9 +111,15 @@ class Setting:
             return True
         steps = self.steps or task.automatic_interval(depth, self.at_once)
         schedule = (int(run["layers_per_trim"] or 1), float(run["trim_steps"]), float(run["trim_delay"] or 0))
-        if bool(run["scale_learning_rate"]) != self.scales_rate:
-            return False
-        return schedule == (self.at_once, steps, self.delay)
+        return (*schedule, bool(run["scale_learning_rate"])) == (self.at_once, steps, self.delay, self.scales_rate)
+
+
+def by_machine(runs: Iterable[dict]) -> dict[tuple[str, str], dict]:
+    """The first run of each machine and seed."""
+    found: dict[tuple[str, str], dict] = {}
+    for run in runs:
+        found.setdefault((run["device"].split(",")[0], run["seed"]), run)
+    return found
 
 
 @cache

@@ -66,14 +66,9 @@ def reports(request):
     return request.config.stash.setdefault(REPORTS, {})
 
 
-OPTIONS = (
-    "train_dataset",
-    "eval_dataset",
-    "peft_config",
-    "callbacks",
-    "compute_metrics",
-    "optimizers",
-)  # of the trainer
+OPTIONS = (  # of the trainer
+    "train_dataset", "eval_dataset", "peft_config", "callbacks", "compute_metrics", "optimizers",
+)  # fmt: skip
 
 
 @pytest.fixture
