@@ -16,6 +16,7 @@ _PUBLIC = {
     "TrimTrainer": "training.trainer",
     "drop_layers": "surgery.drop",
     "droppable_layers": "architectures.droppable",
+    "export": "exporting.export",
     "publish": "hub.publishing",
     "score_layers": "importance.scores",
     "verify_checkpoint": "checkpoints.verification",
@@ -26,6 +27,7 @@ __all__ = sorted(_PUBLIC)
 if TYPE_CHECKING:
     from .architectures.droppable import droppable_layers as droppable_layers
     from .checkpoints.verification import verify_checkpoint as verify_checkpoint
+    from .exporting.export import export as export
     from .hub.publishing import publish as publish
     from .importance.calibration import Calibration as Calibration
     from .importance.criteria import CRITERIA as CRITERIA

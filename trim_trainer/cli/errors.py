@@ -19,6 +19,7 @@ NAMED = {
     "jinja2": ("TemplateError",),
     "pyarrow.lib": ("ArrowException",),
     "safetensors": ("SafetensorError",),
+    "trim_trainer.exporting.environments": ("ExportError",),
     "trim_trainer.checkpoints.verification": ("VerificationError",),
     "trim_trainer.hub.publishing": ("PublishError",),
     "trim_trainer.surgery.drop": ("SurgeryError",),

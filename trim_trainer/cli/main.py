@@ -14,6 +14,7 @@ COMMANDS = {
     "scan": "importance of each layer, without training: MODEL --data DATA",
     "evaluate": "checkpoints side by side: MODEL ... --task task.yaml",
     "compare": "trimming next to its controls: --config recipe.yaml",
+    "export": "for another runtime or with fewer bits: MODEL --to openvino --output DIR",
     "publish": "put a trimmed model on the Hub: DIR --repo-id me/model",
 }
 

@@ -4,13 +4,18 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from datasets import Dataset, IterableDataset
+from transformers.utils import cached_file
 from trl import TrlParser
 
+from ..causes import tell
+from ..checkpoints.loading import Source
 from ..data.choices import check_choices
 from ..data.examples import ScoredExample
-from ..data.preparation import ProcessingClass, TextSettings, read_rows
+from ..data.preparation import ProcessingClass, TextSettings, prepare_alone, read_rows
 from ..data.tokens import tokenize_examples
 from ..recipe import RecipeArguments, check_settings, load_split, make_parser, take
+from ..records.files import RECIPE_NAME
+from ..records.measurement import EVALUATION
 from ..records.settings import read_settings
 from ..training.hooks import options_of
 
@@ -63,6 +68,40 @@ class Task:
         windows = [ids[start : start + window] for start in range(0, len(ids), window)]
         rows = [{"input_ids": part} for part in windows[: self.limit] if len(part) > 1]
         return tokenize_examples(rows, tokenizer)
+
+    def training_texts(self, tokenizer: ProcessingClass, limit: int) -> list[list[int]]:
+        """Texts of the training split as tokens, `limit` of them, the same ones each time.
+
+        Raises:
+            ValueError: the data set has no such split.
+        """
+        script = replace(self.script, max_train_samples=None)
+        rows = read_rows(take(load_split(script, "dataset_train_split", script.dataset_train_split), limit))
+        return [list(row["input_ids"]) for row in prepare_alone(rows, tokenizer, self.texts) if row is not None]
+
+
+def find_task(source: Source, limit: int | None = None) -> Task | None:
+    """The evaluation set of the run that left a checkpoint, by the recipe beside it; None: no recipe names its data.
+
+    Raises:
+        ValueError: the recipe cannot be read, or its data cannot be loaded from here.
+    """
+    found = cached_file(
+        source.path, RECIPE_NAME, revision=source.revision, _raise_exceptions_for_missing_entries=False
+    )
+    if found is None:
+        return None
+    task = replace(read_task(found, limit), name=EVALUATION)
+    if task.script.dataset_name is None and not task.script.datasets:
+        return None
+    try:
+        task.load()
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"The data of {RECIPE_NAME} beside {source.path!r} cannot be loaded: {tell(error)} Name another recipe with "
+            "--task, or none with --task none."
+        ) from error
+    return task
 
 
 def read_task(path: str | Path, limit: int | None = None) -> Task:

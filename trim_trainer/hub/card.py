@@ -83,14 +83,7 @@ def render_card(
         has_adapter: Whether an adapter lies beside the weights, without which they are not the model.
         has_code: Whether the model comes with code of its own.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("trim_trainer.hub"), undefined=jinja2.StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
-    environment.filters["percent"] = lambda value: f"{100 * value:.1f} %"
-    environment.filters["megabytes"] = lambda value: f"{value / 1e6:,.0f} MB"
-    environment.filters["accuracy"] = _accuracy_with_interval
-    environment.filters["speed"] = _speed_with_ratio
+    environment = template_environment()
     ratio = history.trimmed and history.trimmed.decode_ratio
     return environment.get_template("model_card.md").render(
         begin=BEGIN,
@@ -113,6 +106,19 @@ def render_card(
         importance_plot=IMPORTANCE_PLOT if history.scored.rounds else None,
         metric_plot=METRIC_PLOT if history.scored.drops else None,
     )
+
+
+def template_environment() -> jinja2.Environment:
+    """Where the templates of cards are found, and the filters that they use."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("trim_trainer.hub"), undefined=jinja2.StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.filters["percent"] = lambda value: f"{100 * value:.1f} %"
+    environment.filters["megabytes"] = lambda value: f"{value / 1e6:,.0f} MB"
+    environment.filters["accuracy"] = _accuracy_with_interval
+    environment.filters["speed"] = _speed_with_ratio
+    return environment
 
 
 def _accuracy_with_interval(measured: Quality) -> str:

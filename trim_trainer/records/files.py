@@ -9,3 +9,4 @@ METRIC_PLOT = "trim_metric.png"
 ADAPTER_DIR = "adapter"  # beside a trimmed base model, where they are not merged
 ADAPTER_CONFIG = "adapter_config.json"
 DEPTH_DIR = "depth-"  # + the number of layers: a depth on the way that was kept
+EXPORT_NAME = "export.json"  # in what `export` wrote: what it is, and how it compares with the checkpoint

@@ -1,5 +1,6 @@
 """How good a model is on examples, with n."""
 
+import torch
 from transformers import PreTrainedModel
 
 from ..data.examples import ScoredExample
@@ -23,7 +24,11 @@ def measure_quality(
         layout: From `choose_layout`.
         batch_tokens: Of one pass, at most.
     """
-    log_probs = score_choices(model, examples, layout, batch_tokens)
+    return summarize(score_choices(model, examples, layout, batch_tokens), examples)
+
+
+def summarize(log_probs: torch.Tensor, examples: list[ScoredExample]) -> Quality:
+    """Quality from the summed log-probabilities of all choices, [choices of all examples], nats."""
     facts = {
         "num_examples": len(examples),
         "num_tokens": sum(example.num_scored for example in examples),

@@ -1,0 +1,50 @@
+"""Export to ONNX for ONNX Runtime GenAI, by the builder that comes with it."""
+
+import json
+import tempfile
+from pathlib import Path
+
+from transformers import PretrainedConfig
+
+from .environments import Environment
+from .session import run_step
+from .target import Target
+
+ENVIRONMENT = Environment(
+    "onnx",
+    packages=(
+        "transformers==5.23.0", "onnxruntime-genai==0.18.0", "onnxruntime==1.32.0", "onnx==1.23.2", "onnx_ir==1.1.0",
+        "onnxscript==0.7.2",
+    ),
+    alone=(),
+    check="import onnxruntime_genai; from onnxruntime_genai.models import builder",
+    modules=("onnxruntime_genai", "onnx_ir", "onnxscript"),
+)  # fmt: skip
+
+
+_KNOWN = (
+    "import inspect, sys; from onnxruntime_genai.models.builder import create_model; "
+    "sys.exit(repr(sys.argv[1]).replace(chr(39), chr(34)) not in inspect.getsource(create_model) and 'not in its list')"
+)
+
+
+def check(interpreter: Path, config: PretrainedConfig) -> None:
+    """Raise an ExportError if the builder, which compares names one after the other, does not know the architecture."""
+    name = (config.architectures or [config.model_type])[0]
+    run_step([interpreter, "-c", _KNOWN, name], f"the builder of ONNX Runtime GenAI does not know {name!r}")
+
+
+def make(interpreter: Path, source: Path, output: Path, weights: str, texts: list[list[int]]) -> None:
+    """Write the exported model and its tokenizer to `output`."""
+    with tempfile.TemporaryDirectory() as cache:
+        step = [interpreter, "-m", "onnxruntime_genai.models.builder", "-i", source, "-o", output]
+        step += ["-p", weights, "-e", "cpu", "-c", cache]
+        if json.loads((source / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings"):
+            step += ["--extra_options", "shared_embeddings=true"]
+        run_step(step, f"the builder of ONNX Runtime GenAI could not export {str(source)!r}")
+
+
+ONNX = Target(
+    "onnx", "ONNX Runtime GenAI", "its builder", ("int4", "int8", "fp32"), "fp32", ENVIRONMENT, check, make,
+    ("model.onnx", "model.onnx.data"), "onnxruntime-genai",
+)  # fmt: skip

@@ -1,0 +1,53 @@
+"""Export to OpenVINO through optimum-intel, which wants an older Transformers and so has an environment of its own."""
+
+from pathlib import Path
+
+from transformers import PretrainedConfig
+
+from ..architectures.configs import text_config
+from .environments import Environment, ExportError
+from .session import run_step
+from .target import Target
+
+TASK = "text-generation-with-past"
+ENVIRONMENT = Environment(
+    "openvino",
+    packages=(
+        "transformers==5.5.4",
+        "optimum==2.3.0",
+        "nncf==3.4.0",
+        "openvino==2026.4.1",
+        "openvino-tokenizers==2026.4.1.0",
+    ),
+    # It asks for torchvision, of which there is none for every torch, and exports text models without it.
+    alone=("optimum-intel==2.2.0",),
+    check="from optimum.intel import OVModelForCausalLM; from optimum.exporters.openvino import main_export",
+)
+_KNOWN = (
+    "import sys; from optimum.exporters.openvino import main_export; from optimum.exporters.tasks import TasksManager; "
+    "TasksManager.get_supported_tasks_for_model_type(sys.argv[1], exporter='openvino', library_name='transformers')[sys.argv[2]]"
+)
+
+
+def check(interpreter: Path, config: PretrainedConfig) -> None:
+    """Raise an ExportError if optimum-intel does not know the architecture."""
+    model_type = text_config(config).model_type
+    run_step(
+        [interpreter, "-c", _KNOWN, model_type, TASK],
+        f"optimum-intel does not export {model_type!r} models to OpenVINO",
+    )
+
+
+def make(interpreter: Path, source: Path, output: Path, weights: str, texts: list[list[int]]) -> None:
+    """Write the exported model and its tokenizer to `output`."""
+    step = [interpreter, "-m", "optimum.commands.optimum_cli", "export", "openvino", "--model", source]
+    step += ["--task", TASK, "--weight-format", weights, "--library", "transformers", output]
+    run_step(step, f"optimum-intel could not export {str(source)!r}")
+    if not (output / "openvino_model.xml").is_file():
+        raise ExportError("optimum-intel ended without an error and wrote no model.")
+
+
+OPENVINO = Target(
+    "openvino", "OpenVINO", "optimum-intel", ("int8", "int4", "fp32"), "fp32", ENVIRONMENT, check, make,
+    ("openvino_model.bin",), "openvino",
+)  # fmt: skip

@@ -1,0 +1,95 @@
+"""An exported model in a process of its own environment, and what is asked of it."""
+
+import json
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from .environments import ExportError, last_line
+
+_RUNNER = Path(__file__).parent / "runners" / "hold.py"
+
+
+def run_step(step: list, what: str, **environment: str) -> str:
+    """Run a program of another environment, and return what it printed.
+
+    Args:
+        step: Its words.
+        what: It does, in words, for the error.
+        environment: Variables for it.
+
+    Raises:
+        ExportError: it failed.
+    """
+    done = subprocess.run(list(map(str, step)), capture_output=True, text=True, env=alone(environment))
+    if done.returncode != 0:
+        raise ExportError(f"{what}: {last_line(done.stderr) or f'exit status {done.returncode}'}")
+    return done.stdout
+
+
+def alone(environment: dict[str, str] | None = None) -> dict[str, str]:
+    """The environment variables of a process that shall see nothing of this one's packages, and no Hub."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    return kept | {"HF_HUB_OFFLINE": "1"} | (environment or {})
+
+
+class Session:
+    """A model that is held in another process until the `with` ends; see `runners/hold.py`.
+
+    Args:
+        interpreter: Python of the environment.
+        runtime: A name in `RUNTIMES` there.
+        folder: Of the model.
+        is_exact: Whether all is computed in single precision.
+    """
+
+    def __init__(self, interpreter: Path, runtime: str, folder: Path, is_exact: bool = False):
+        self._step = [interpreter, "-I", _RUNNER, runtime, folder, "exact" if is_exact else "usual"]
+        self._name = runtime
+        self._said = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+        self._process: subprocess.Popen | None = None
+        self.load_seconds, self.versions = 0.0, {}
+
+    def __enter__(self) -> "Session":
+        self._process = subprocess.Popen(
+            list(map(str, self._step)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True,
+            env=alone(),
+        )  # fmt: skip
+        try:
+            loaded = self._answer()
+        except ExportError:
+            self._end()
+            raise
+        self.load_seconds, self.versions = loaded["load_seconds"], loaded["versions"]
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._end()
+
+    def ask(self, do: str, **request) -> Any:
+        """Ask something, and return the answer, see `runners/hold.py`.
+
+        Raises:
+            ExportError: the process failed.
+        """
+        try:
+            self._process.stdin.write(json.dumps({"do": do} | request) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has ended, and says why
+        return next(iter(self._answer().values()))
+
+    def _answer(self) -> dict:
+        line = self._process.stdout.readline()
+        if not line:
+            self._process.wait()
+            self._said.seek(0)
+            raise ExportError(f"{self._name} cannot run what was exported: {last_line(self._said.read())}")
+        return json.loads(line)
+
+    def _end(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._said.close()

@@ -1,0 +1,79 @@
+"""Report of an export -> its model card, which states what was compared and nothing else."""
+
+from pathlib import Path
+
+from huggingface_hub import ModelCardData
+
+from ..records.export_report import ExportReport
+from ..records.files import CARD_NAME
+from ..records.history import TrimHistory
+from .card import template_environment
+from .merging import BEGIN, END
+
+# Target -> how what it wrote is loaded; {name} is the folder or repository, {revision} the argument that names the branch.
+LOADING = {
+    "openvino": """from optimum.intel import OVModelForCausalLM
+from transformers import AutoTokenizer
+
+model = OVModelForCausalLM.from_pretrained("{name}"{revision})
+tokenizer = AutoTokenizer.from_pretrained("{name}"{revision})""",
+    "onnx": """import onnxruntime_genai
+
+model = onnxruntime_genai.Model({folder})
+tokenizer = onnxruntime_genai.Tokenizer(model)""",
+    "gptq": """from transformers import AutoModelForCausalLM, AutoTokenizer  # with `pip install optimum gptqmodel`
+
+model = AutoModelForCausalLM.from_pretrained("{name}"{revision})
+tokenizer = AutoTokenizer.from_pretrained("{name}"{revision})""",
+}
+TITLES = {"openvino": "OpenVINO", "onnx": "ONNX Runtime GenAI", "gptq": "GPTQ"}
+LIBRARIES = {"openvino": "openvino", "onnx": "onnxruntime-genai", "gptq": "transformers"}
+
+
+def render_export_card(
+    report: ExportReport, history: TrimHistory | None, model_name: str, repo_id: str | None = None
+) -> str:
+    """Return the card of an export as Markdown with its YAML head.
+
+    Args:
+        report: What was exported and compared.
+        history: Of the checkpoint; None: it was not trimmed here.
+        model_name: Of the folder or the repository.
+        repo_id: Where it is published, on the branch `report.revision`; None: the card speaks of the folder it lies in.
+    """
+    facts = history.card if history is not None else None
+    base = repo_id or (facts.base_model if facts is not None else None)
+    metadata = ModelCardData(
+        base_model=base,
+        license=facts and facts.license,
+        license_name=facts and facts.license_name,
+        license_link=facts and facts.license_link,
+        library_name=LIBRARIES[report.target],
+        pipeline_tag="text-generation",
+        tags=["trim-trainer", "trimmed", report.target] if history is not None else [report.target],
+        model_name=model_name,
+        **({"base_model_relation": "quantized"} if base else {}),
+    )
+    revision = f', revision="{report.revision}"' if repo_id else ""
+    snapshot = f'huggingface_hub.snapshot_download("{repo_id}"{revision})' if repo_id else f'"{model_name}"'
+    return (
+        template_environment()
+        .get_template("export_card.md")
+        .render(
+            begin=BEGIN,
+            end=END,
+            metadata=metadata.to_yaml(),
+            report=report,
+            history=history,
+            facts=facts,
+            model_name=model_name,
+            repo_id=repo_id,
+            title=TITLES[report.target],
+            loading=LOADING[report.target].format(name=repo_id or model_name, revision=revision, folder=snapshot),
+        )
+    )
+
+
+def write_export_card(folder: Path, report: ExportReport, history: TrimHistory | None, model_name: str) -> None:
+    """Write `README.md` into the folder of an export."""
+    (folder / CARD_NAME).write_text(render_export_card(report, history, model_name), encoding="utf-8")
