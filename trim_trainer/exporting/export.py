@@ -90,9 +90,7 @@ def export(
             target.make(interpreter, checkpoint, made, weights, texts)
         logger.info("Comparing it with the checkpoint.")
         report = _compare(source, target, weights, made, interpreter, tokenizer, task)
-        report = replace(
-            report, source=str(model), num_layers=num_layers(config), num_bytes_before=num_bytes_before
-        )  # fmt: skip
+        report = replace(report, source=str(model), num_bytes_before=num_bytes_before)
         history = read_history(source.path, source.revision)
         if history is not None:
             history.save(made)
@@ -152,21 +150,21 @@ def _compare(
         before = measure_quality(loaded, examples, choose_layout(loaded, examples))
         with Session(interpreter, target.name, made) as session:  # as it is served
             after = measure_exported(session, examples)
-    files = {path.name: sha256(path) for path in sorted(made.iterdir()) if path.is_file()}
-    names = [name for pattern in target.model_files for name in map(lambda path: path.name, made.glob(pattern))]
+    names = {path.name for pattern in target.model_files for path in made.glob(pattern)}
     return ExportReport(
-        target.name,
-        weights,
-        "",
-        0,
-        _num_bytes(made, names),
-        0,
-        agreement,
-        task and task.name,
-        before,
-        after,
-        versions,
-        files,
+        target=target.name,
+        weights=weights,
+        source=source.path,
+        num_layers=num_layers(loaded.config),
+        num_parameters=loaded.num_parameters(),
+        num_bytes=_num_bytes(made, names),
+        num_bytes_before=0,
+        agreement=agreement,
+        task=task and task.name,
+        before=before,
+        after=after,
+        versions=versions,
+        files={path.name: sha256(path) for path in sorted(made.iterdir()) if path.is_file()},
     )
 
 

@@ -1,5 +1,6 @@
 """Export to OpenVINO through optimum-intel, which wants an older Transformers and so has an environment of its own."""
 
+import json
 from pathlib import Path
 
 from transformers import PretrainedConfig
@@ -45,6 +46,17 @@ def make(interpreter: Path, source: Path, output: Path, weights: str, texts: lis
     run_step(step, f"optimum-intel could not export {str(source)!r}")
     if not (output / "openvino_model.xml").is_file():
         raise ExportError("optimum-intel ended without an error and wrote no model.")
+    _forget_where_it_was(output / "openvino_config.json")
+
+
+def _forget_where_it_was(path: Path) -> None:
+    """optimum-intel writes down from which folder of this machine it took the tokenizer."""
+    if not path.is_file():
+        return
+    config = json.loads(path.read_text(encoding="utf-8"))
+    quantization = config.get("quantization_config") or {}
+    quantization.update({name: None for name in ("tokenizer", "processor") if name in quantization})
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 OPENVINO = Target(

@@ -31,7 +31,11 @@ LIBRARIES = {"openvino": "openvino", "onnx": "onnxruntime-genai", "gptq": "trans
 
 
 def render_export_card(
-    report: ExportReport, history: TrimHistory | None, model_name: str, repo_id: str | None = None
+    report: ExportReport,
+    history: TrimHistory | None,
+    model_name: str,
+    repo_id: str | None = None,
+    branch: str | None = None,
 ) -> str:
     """Return the card of an export as Markdown with its YAML head.
 
@@ -39,10 +43,11 @@ def render_export_card(
         report: What was exported and compared.
         history: Of the checkpoint; None: it was not trimmed here.
         model_name: Of the folder or the repository.
-        repo_id: Where it is published, on the branch `report.revision`; None: the card speaks of the folder it lies in.
+        repo_id: Where it is published; None: the card speaks of the folder that it lies in.
+        branch: On which branch.
     """
     facts = history.card if history is not None else None
-    base = repo_id or (facts.base_model if facts is not None else None)
+    base = facts and facts.base_model
     metadata = ModelCardData(
         base_model=base,
         license=facts and facts.license,
@@ -52,9 +57,9 @@ def render_export_card(
         pipeline_tag="text-generation",
         tags=["trim-trainer", "trimmed", report.target] if history is not None else [report.target],
         model_name=model_name,
-        **({"base_model_relation": "quantized"} if base else {}),
+        **({"base_model_relation": "finetune"} if base else {}),
     )
-    revision = f', revision="{report.revision}"' if repo_id else ""
+    revision = f', revision="{branch}"' if repo_id else ""
     snapshot = f'huggingface_hub.snapshot_download("{repo_id}"{revision})' if repo_id else f'"{model_name}"'
     return (
         template_environment()

@@ -20,6 +20,7 @@ from huggingface_hub.utils.sha import git_hash
 
 from ..records.files import CARD_NAME
 from .card import Member, render_card
+from .export_card import TITLES, render_export_card
 from .layout import stale_files, weights_taken
 from .merging import merge_cards
 from .staging import Staged, StagingError, as_bytes, check_text, sha256, stage, with_base
@@ -27,7 +28,7 @@ from .staging import Staged, StagingError, as_bytes, check_text, sha256, stage, 
 logger = logging.getLogger(__name__)
 
 OTHER = "other"  # a licence that has a name and a place of its own
-_TAG = r"v\d+-depth-\d+"  # as `_tag` names what was published
+_TAG = rf"v\d+-(depth-\d+|({'|'.join(TITLES)})-.+)"  # as `_tag` names what was published
 # What the client raises where the Hub refuses, the connection breaks, or Xet gives up; ValueError: a card it refuses.
 HUB_ERRORS = (HfHubHTTPError, httpx2.HTTPError, ConnectionError, RuntimeError, ValueError, OSError)
 
@@ -61,13 +62,15 @@ def publish(
 ) -> list[Published]:
     """Publish a trimmed model: the folder as `main`, each `depth-N` folder in it as a branch and a tag.
 
+    What `export` wrote becomes a branch of its own, `openvino-int8` and the like, of the same repository.
+
     Everything is checked before anything is sent; weights and card of a revision go up in one commit; then the file list,
     sizes and hashes are read back. A second run adds a commit only where something changed, and keeps what people wrote
     into the card. Of an earlier model, what loaders would take instead (an adapter, other shards, a `.bin`) is removed in
     the same commit, whose message names it. Training arguments, optimizer state and checkpoints are never sent.
 
     Args:
-        directory: What `save_model` of a trimming run wrote.
+        directory: What `save_model` of a trimming run wrote, or `trim-trainer drop`, or `export`.
         repo_id: `name` or `namespace/name`.
         private: Whether the repository is private when it is created; None: the default of the account.
         token: Hub token with write access; None: the one of `hf auth login` or `HF_TOKEN`.
@@ -149,9 +152,13 @@ def _with_card(run: _Run, staged: Staged, family: list[Staged]) -> Staged:
     )
     name = run.repo_id.split("/")[-1]
     facts = replace(facts, model_name=name)
-    text = render_card(
-        staged.history, facts, run.repo_id, staged.revision, members, staged.has_adapter, staged.has_code
-    )
+    if staged.report is not None:
+        history = replace(staged.history, card=facts)
+        text = render_export_card(staged.report, history, name, run.repo_id, staged.revision)
+    else:
+        text = render_card(
+            staged.history, facts, run.repo_id, staged.revision, members, staged.has_adapter, staged.has_code
+        )
     if (staged.folder / CARD_NAME).is_file():
         try:
             text = merge_cards((staged.folder / CARD_NAME).read_text(encoding="utf-8"), text)
@@ -199,11 +206,11 @@ def _publish_one(run: _Run, staged: Staged, commit_message: str | None) -> Publi
         differing, stale = _differing(staged, there), stale_files(there, staged.files, _ours(run, revision))
     is_new = bool(differing or stale)
     if is_new:
-        message = commit_message or f"Publish {depth} of {staged.history.num_layers} layers"
+        message = commit_message or f"Publish {staged.title}"
         with run.step(f"upload {revision}"):
             head = _commit(run, staged, head, message, differing, stale)
     with run.step(f"tag {revision}"):
-        tag = _tag(api, run.repo_id, head, depth)
+        tag = _tag(api, run.repo_id, head, staged.ending)
     url = f"{api.endpoint}/{run.repo_id}/tree/{revision}"
     return Published(run.repo_id, revision, depth, head, tag, url, is_new, tuple(stale), staged.left_out)
 
@@ -276,11 +283,11 @@ def _is_there(content: Path | bytes, entry: RepoFile | None) -> bool:
     return entry.blob_id == git_hash(as_bytes(content))
 
 
-def _tag(api: HfApi, repo_id: str, commit: str, depth: int) -> str:
+def _tag(api: HfApi, repo_id: str, commit: str, ending: str) -> str:
     """Name a commit for good, as `v1-depth-20`, `v2-depth-20` …; a commit that has its name keeps it."""
-    ending, numbers = f"-depth-{depth}", [0]
+    ending, numbers = f"-{ending}", [0]
     for tag in api.list_repo_refs(repo_id).tags:
-        if tag.name.endswith(ending) and tag.name.startswith("v"):
+        if re.fullmatch(rf"v\d+{re.escape(ending)}", tag.name):
             if tag.target_commit == commit:
                 return tag.name
             numbers.append(int(tag.name[1:].removesuffix(ending)))

@@ -9,19 +9,22 @@ import yaml
 from huggingface_hub.utils import filter_repo_objects
 from huggingface_hub.utils.sha import sha_fileobj
 
+from ..records.export_report import ExportReport
 from ..records.facts import CardFacts
 from ..records.files import (
     ADAPTER_CONFIG,
     ADAPTER_DIR,
     DEPTH_DIR,
+    EXPORT_NAME,
     HISTORY_NAME,
     IMPORTANCE_PLOT,
     METRIC_PLOT,
     RECIPE_NAME,
 )
 from ..records.history import TrimHistory
-from ..records.settings import read_settings, without_local_paths
+from ..records.settings import read_settings, without_local_path, without_local_paths
 from .checks import StagingError, check_text, choose_weights, own_code, way_out
+from .export_card import TITLES
 from .layout import CONFIG, kind_of
 
 # Nothing else leaves the machine: no training arguments, optimizer, random states, logs or checkpoints.
@@ -42,6 +45,22 @@ class Staged:
     history: TrimHistory
     files: dict[str, Path | bytes]
     left_out: tuple[str, ...] = ()  # of another layout or another model, which loaders would take instead
+    report: ExportReport | None = None  # of what was exported; None: a checkpoint
+
+    @property
+    def ending(self) -> str:
+        """Of the tags that name it."""
+        return f"depth-{self.history.depth}" if self.report is None else self.revision
+
+    @property
+    def title(self) -> str:
+        """What it is, for a commit."""
+        what = f"{self.history.depth} of {self.history.num_layers} layers"
+        return (
+            what
+            if self.report is None
+            else f"{what} for {TITLES[self.report.target]}, weights in {self.report.weights}"
+        )
 
     @property
     def has_adapter(self) -> bool:
@@ -62,10 +81,14 @@ class Staged:
 def stage(directory: str | Path, repo_id: str) -> list[Staged]:
     """Collect and check the depths of a run: those of `save_depths` as `depth-N`, the folder itself as `main`, last.
 
+    Of what `export` wrote, that alone, as `openvino-int8` and the like.
+
     Raises:
         StagingError: a checkpoint is missing or cut short, or a file holds a local path or a secret.
     """
     folder = Path(directory)
+    if (folder / EXPORT_NAME).is_file():
+        return [_stage_export(folder)]
     depths = sorted(
         folder.glob(f"{DEPTH_DIR}*"), key=lambda path: int(path.name.removeprefix(DEPTH_DIR)), reverse=True
     )
@@ -87,19 +110,58 @@ def _stage_one(folder: Path, revision: str, repo_id: str) -> Staged:
     left_out = sorted(set(left_out) - weights.files)
     files = {name: path for name, path in files.items() if name not in left_out}
     files |= _name_base(files, repo_id, revision)
-    if history.card is None:
-        raise StagingError(f"{HISTORY_NAME} in {str(folder)!r} has no `card`: save the model again with this version.")
-    facts = CardFacts(**without_local_paths(vars(history.card)))
-    history = replace(history, card=replace(facts, recipe=without_local_paths(facts.recipe)))
+    history = _share_history(history, folder)
     files[HISTORY_NAME] = (history.to_json() + "\n").encode()
     files |= own_code(folder, names)
     files |= _missing_plots(history, files)
     if RECIPE_NAME in files:
         files[RECIPE_NAME] = _share_recipe(files[RECIPE_NAME])
+    _check_texts(folder, files)
+    return Staged(revision, folder, history, files, tuple(left_out))
+
+
+def _stage_export(folder: Path) -> Staged:
+    """What `export` wrote, as it was compared with its checkpoint: a branch of its own."""
+    try:
+        report = ExportReport.load(folder)
+    except ValueError as error:
+        raise StagingError(str(error)) from error
+    if not (folder / HISTORY_NAME).is_file():
+        raise StagingError(
+            f"{str(folder)!r} was exported from a model that was not trimmed here. `hf upload` puts it on the Hub."
+        )
+    changed = [name for name, digest in report.files.items() if not _is_file(folder / name, digest)]
+    if changed:
+        raise StagingError(
+            f"{str(folder)!r} is not what was compared with the checkpoint: {', '.join(changed)} is missing or has changed. "
+            "Export it again."
+        )
+    history = _share_history(TrimHistory.load(folder), folder)
+    report = replace(report, source=without_local_path(report.source))
+    is_on_the_way = history.stopped is None and history.is_above_target
+    revision = report.revision + (f"-{DEPTH_DIR}{history.depth}" if is_on_the_way else "")
+    files: dict[str, Path | bytes] = {name: folder / name for name in report.files}
+    files |= {HISTORY_NAME: (history.to_json() + "\n").encode(), EXPORT_NAME: report.to_json().encode()}
+    _check_texts(folder, files)
+    return Staged(revision, folder, history, files, report=report)
+
+
+def _is_file(path: Path, digest: str) -> bool:
+    return path.is_file() and sha256(path) == digest
+
+
+def _share_history(history: TrimHistory, folder: Path) -> TrimHistory:
+    """The history without paths of this machine."""
+    if history.card is None:
+        raise StagingError(f"{HISTORY_NAME} in {str(folder)!r} has no `card`: save the model again with this version.")
+    facts = CardFacts(**without_local_paths(vars(history.card)))
+    return replace(history, card=replace(facts, recipe=without_local_paths(facts.recipe)))
+
+
+def _check_texts(folder: Path, files: dict[str, Path | bytes]) -> None:
     for name, content in files.items():
         if name.endswith(_TEXTS) and not name.startswith(("tokenizer", "vocab", "merges")):
             check_text(f"{folder / name}", as_bytes(content).decode("utf-8"))
-    return Staged(revision, folder, history, files, tuple(left_out))
 
 
 def _missing_plots(history: TrimHistory, files: dict) -> dict[str, bytes]:

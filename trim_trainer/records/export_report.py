@@ -37,6 +37,7 @@ class ExportReport:
         weights: How they are stored.
         source: The checkpoint.
         num_layers: Of the model.
+        num_parameters: Of the checkpoint.
         num_bytes: Of the exported weights.
         num_bytes_before: Of the checkpoint's as they are stored.
         agreement: Of greedy continuations.
@@ -51,6 +52,7 @@ class ExportReport:
     weights: str
     source: str
     num_layers: int
+    num_parameters: int
     num_bytes: int
     num_bytes_before: int
     agreement: Agreement
@@ -69,9 +71,13 @@ class ExportReport:
         """As JSON knows it."""
         return asdict(self)
 
+    def to_json(self) -> str:
+        """As the file in the folder of what was exported."""
+        return json.dumps(self.to_plain(), indent=1) + "\n"
+
     def save(self, folder: Path) -> None:
         """Write it into the folder of what was exported."""
-        (folder / EXPORT_NAME).write_text(json.dumps(self.to_plain(), indent=1) + "\n", encoding="utf-8")
+        (folder / EXPORT_NAME).write_text(self.to_json(), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> "ExportReport":

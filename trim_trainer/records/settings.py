@@ -146,14 +146,15 @@ def without_local_paths(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shared(settings: dict[str, Any], places: set[str]) -> dict[str, Any]:
-    return {name: _without_local_path(value) if name in places else value for name, value in settings.items()}
+    return {name: without_local_path(value) if name in places else value for name, value in settings.items()}
 
 
-def _without_local_path(value: Any) -> Any:
+def without_local_path(value: Any) -> Any:
+    """A place, or places, by the last part of the name where they lie on this machine."""
     if isinstance(value, list):
-        return [_without_local_path(each) for each in value]
+        return [without_local_path(each) for each in value]
     if isinstance(value, dict):
-        return {name: _without_local_path(each) for name, each in value.items()}
+        return {name: without_local_path(each) for name, each in value.items()}
     if not isinstance(value, str):
         return value
     path = Path(value).expanduser()
