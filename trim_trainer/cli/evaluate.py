@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from ..evaluation.quiet import quiet_libraries
+from ..records.measurement import MEMORY_SIZES, SEQUENCE_LENGTH, memory_beside
 from . import tables
 from .options import DTYPES, Parser, at_least, check_file
 
@@ -22,6 +23,17 @@ def evaluate(arguments: list[str]) -> int:
         "--dtype", default="auto", choices=DTYPES, help="auto (as stored), float32, bfloat16 or float16"
     )
     parser.add_argument("--batch-tokens", type=at_least(1), help="tokens of one pass; default: what is fast")
+    parser.add_argument(
+        "--sequence-length",
+        type=at_least(1),
+        default=SEQUENCE_LENGTH,
+        help=f"tokens of a sequence whose KV cache is counted; default: {SEQUENCE_LENGTH:,}",
+    )
+    parser.add_argument(
+        "--memory", type=at_least(1), metavar="GB",
+        help="how many such sequences fit beside the weights in so many GB; default: that of the GPU, or "
+        f"{MEMORY_SIZES[0]} or more where there is none",
+    )  # fmt: skip
     parser.add_argument("--lm-eval", action="store_true", help="the accuracy by lm-evaluation-harness too")
     parser.add_argument("--output", help="JSON file for the numbers")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -45,11 +57,30 @@ def evaluate(arguments: list[str]) -> int:
         trust_remote_code=options.trust_remote_code,
     )
     reports = list(found)
-    numbers = json.dumps([report.to_plain() for report in reports], indent=1)
+    memory = options.memory or _memory_of_gpu() or memory_beside([report.measured for report in reports])
+    numbers = json.dumps([_with_serving(report, options.sequence_length, memory) for report in reports], indent=1)
     if options.output is not None:
         Path(options.output).write_text(numbers + "\n", encoding="utf-8")
     if options.json:
         print(numbers)
     else:
-        tables.print_checkpoints(reports)
+        tables.print_checkpoints(reports, options.sequence_length, memory)
     return 0
+
+
+def _memory_of_gpu() -> int | None:
+    """Of the first one, GB; None: there is none."""
+    import torch
+
+    return torch.cuda.get_device_properties(0).total_memory // 10**9 if torch.cuda.is_available() else None
+
+
+def _with_serving(report, sequence_length: int, memory: int) -> dict:
+    """The numbers, with what stands in the table beside them."""
+    measured = report.measured
+    return report.to_plain() | {
+        "sequence_length": sequence_length,
+        "cache_bytes_per_sequence": measured.cache and measured.cache.num_bytes(sequence_length),
+        "memory_gb": memory,
+        "num_sequences": measured.num_sequences(sequence_length, memory * 10**9),
+    }

@@ -67,14 +67,19 @@ def print_layers(report) -> None:
     print(f"{report.metric} of the whole model {report.value:.4f}; {report.seconds:.1f} s.")
 
 
-def print_checkpoints(reports) -> None:
-    """Print checkpoints side by side, one column each."""
+def print_checkpoints(reports, sequence_length: int, memory: int) -> None:
+    """Print checkpoints side by side, one column each; the KV cache is that of a sequence, the memory in GB."""
     tasks = list(dict.fromkeys(task for report in reports for task in report.measured.quality))
     table = Table("", *(report.model for report in reports))
     rows = [
         ("layers", lambda report: f"{report.measured.depth}"),
         ("parameters", lambda report: f"{report.measured.num_parameters:,}"),
-        ("weights in memory", lambda report: f"{report.measured.num_bytes / 1e6:,.0f} MB"),
+        ("weights in memory", lambda report: _megabytes(report.measured.num_bytes)),
+        (f"KV cache of {sequence_length:,} tokens", lambda report: _cache(report.measured.cache, sequence_length)),
+        (
+            f"such sequences in {memory} GB",
+            lambda report: _number(report.measured.num_sequences(sequence_length, memory * 10**9)),
+        ),
         ("peak memory", lambda report: f"{report.measured.peak_memory_bytes / 1e6:,.0f} MB"),
         ("seconds to load", lambda report: f"{report.measured.load_seconds:.2f}"),
         ("decoding, tokens/s", lambda report: f"{report.measured.decode_tokens_per_second:.1f}"),
@@ -95,6 +100,18 @@ def print_checkpoints(reports) -> None:
         rows.append((f"{task}: accuracy by lm_eval", lambda report, task=task: _lm_eval(report, task)))
     print_rows(table, ((title, *(cell(report) for report in reports)) for title, cell in rows))
     print(f"{reports[0].measured.device}, {', '.join(dict.fromkeys(report.measured.dtype for report in reports))}.")
+
+
+def _cache(cache, num_tokens: int) -> str:
+    return "" if cache is None else f"{cache.num_bytes(num_tokens) / 1e6:,.1f} MB"
+
+
+def _megabytes(number: int | None) -> str:
+    return "" if number is None else f"{number / 1e6:,.0f} MB"
+
+
+def _number(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"
 
 
 def _lm_eval(report, task: str) -> str:

@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from ..records.facts import CardFacts
 from ..records.files import ADAPTER_DIR, IMPORTANCE_PLOT, METRIC_PLOT
 from ..records.history import TrimHistory
-from ..records.measurement import EVALUATION, Measurement, Quality
+from ..records.measurement import EVALUATION, SEQUENCE_LENGTH, Measurement, Quality, memory_beside
 from ..records.statistics import wilson_interval
 from .merging import BEGIN, END
 
@@ -101,6 +101,7 @@ def render_card(
         evaluated=evaluation_rows(history),
         is_trained=bool(facts.recipe) or not history.named,
         ratio=ratio,
+        serving=_serving(history),
         has_speed=_has_speed(history) and (ratio is None or ratio.is_telling),
         recipe=yaml.safe_dump(facts.recipe, sort_keys=False),
         importance_plot=IMPORTANCE_PLOT if history.scored.rounds else None,
@@ -119,6 +120,26 @@ def template_environment() -> jinja2.Environment:
     environment.filters["accuracy"] = _accuracy_with_interval
     environment.filters["speed"] = _speed_with_ratio
     return environment
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What serving needs to know of both depths: pairs of before and after."""
+
+    num_tokens: int  # of a sequence
+    memory: int  # GB
+    cache_bytes: tuple[int, int]  # per token of a sequence
+    num_sequences: tuple[int, int] | None
+
+
+def _serving(history: TrimHistory) -> Serving | None:
+    both = [history.untrimmed, history.trimmed]
+    if any(each is None or each.cache is None for each in both):
+        return None
+    memory = memory_beside(both)
+    fitting = tuple(each.num_sequences(SEQUENCE_LENGTH, memory * 10**9) for each in both)
+    per_token = tuple(each.cache.num_bytes(SEQUENCE_LENGTH) // SEQUENCE_LENGTH for each in both)
+    return Serving(SEQUENCE_LENGTH, memory, per_token, None if None in fitting else fitting)
 
 
 def _accuracy_with_interval(measured: Quality) -> str:

@@ -9,6 +9,8 @@ from .statistics import median_interval
 
 MIN_PAIRS = 6  # of runs in turns: with fewer there is no 95 % interval
 NARROW, WIDE = 1.1, 1.25  # upper end of a ratio's interval over its lower end
+SEQUENCE_LENGTH = 2048  # tokens of a sequence whose cache is counted
+MEMORY_SIZES = (24, 48, 80, 141, 192, 640, 1128)  # GB of GPUs, and of eight of them
 EVALUATION = "eval"  # the run's own evaluation set among those that a model was measured on
 
 
@@ -67,12 +69,36 @@ class SpeedRatio:
 
 
 @dataclass(frozen=True)
+class CacheSize:
+    """What a model keeps of one sequence that it goes on with, in the dtype of the measurement.
+
+    Attributes:
+        growing: Bytes per token of all layers that keep so many tokens at most, and how many; None: all.
+        fixed: Bytes of states that do not grow.
+    """
+
+    growing: tuple[tuple[int, int | None], ...]
+    fixed: int = 0
+
+    def num_bytes(self, num_tokens: int) -> int:
+        """Of a sequence of so many tokens."""
+        kept = (growth * min(num_tokens, window or num_tokens) for growth, window in self.growing)
+        return self.fixed + sum(kept)
+
+    @classmethod
+    def from_plain(cls, data: dict[str, Any]) -> "CacheSize":
+        """Read it as JSON knows it."""
+        return cls(tuple(map(tuple, data["growing"])), data["fixed"])
+
+
+@dataclass(frozen=True)
 class Measurement:
     """Measured facts about a model at one depth: the same in training, `evaluate` and `compare`."""
 
     depth: int
     num_parameters: int
     num_bytes: int | None = None  # of parameters and buffers in memory, in the dtype of the measurement
+    cache: CacheSize | None = None  # of a sequence, as Transformers keeps it
     peak_memory_bytes: int | None = None  # of the process while it generated; on a GPU, of its memory
     load_seconds: float | None = None
     decode_tokens_per_second: float | None = (
@@ -90,6 +116,12 @@ class Measurement:
         """Quality on the run's own evaluation set; None: it was not measured, or there are several sets with names."""
         return self.quality.get(EVALUATION)
 
+    def num_sequences(self, num_tokens: int, memory_bytes: int) -> int | None:
+        """How many sequences of so many tokens fit beside the weights, by their bytes; None: not known."""
+        if self.num_bytes is None or self.cache is None:
+            return None
+        return max(0, memory_bytes - self.num_bytes) // self.cache.num_bytes(num_tokens)
+
     def to_plain(self) -> dict[str, Any]:
         """The numbers as JSON knows them, perplexity included."""
         quality = {name: asdict(each) | {"perplexity": each.perplexity} for name, each in self.quality.items()}
@@ -105,5 +137,12 @@ class Measurement:
             for name, each in data.get("quality", {}).items()
         }
         ratio = None if data.get("decode_ratio") is None else SpeedRatio(**data["decode_ratio"])
+        cache = None if data.get("cache") is None else CacheSize.from_plain(data["cache"])
         kept = {key: value for key, value in data.items() if key in known}
-        return cls(**kept | {"quality": quality, "decode_ratio": ratio})
+        return cls(**kept | {"quality": quality, "decode_ratio": ratio, "cache": cache})
+
+
+def memory_beside(measured: Sequence[Measurement]) -> int:
+    """GB of the smallest of usual GPUs, or of eight, in which the weights leave a fifth free."""
+    largest = max((each.num_bytes or 0 for each in measured), default=0)
+    return next((size for size in MEMORY_SIZES if 0.8 * size * 1e9 >= largest), MEMORY_SIZES[-1])

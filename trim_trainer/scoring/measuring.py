@@ -10,6 +10,7 @@ from ..architectures.modules import find_layers
 from ..data.examples import ScoredExample
 from ..records.measurement import Measurement
 from ..surgery.drop import is_quantized
+from .cache import measure_cache
 from .layout import Layout
 from .quality import measure_quality
 from .speed import device_name, measure_tokens_per_second
@@ -42,6 +43,7 @@ def measure_model(
         facts["decode_tokens_per_second"] = measure_tokens_per_second(model)
     if "num_bytes" not in facts:
         facts["num_bytes"] = None if is_quantized(model) else model.get_memory_footprint() - sum(_sizes(adapters))
+    facts.setdefault("cache", measure_cache(model))
     return Measurement(
         depth=len(find_layers(model)),
         num_parameters=model.num_parameters() - sum(parameter.numel() for parameter in adapters),

@@ -8,6 +8,7 @@ import torch
 
 from ..checkpoints.precision import as_stored, is_fast, num_bytes_in
 from ..records.measurement import Measurement, SpeedRatio
+from ..scoring.cache import measure_cache
 from ..scoring.hooks import plain_forward
 from ..scoring.measuring import measure_model
 from ..scoring.processes import from_main
@@ -26,6 +27,7 @@ def measure_run(trainer, **facts) -> Measurement:
     is_as_saved = not trainer.is_sharded and is_fast(trainer.dtype_to_save, trainer.causal_lm.device)
     if not is_as_saved and not is_quantized(trainer.causal_lm):
         facts["num_bytes"] = num_bytes_in(trainer.causal_lm, trainer.dtype_to_save)
+        facts["cache"] = measure_cache(trainer.causal_lm, trainer.dtype_to_save)
     with trainer.scoring(), _as_saved(trainer):
         measured = measure_model(
             trainer.causal_lm,
