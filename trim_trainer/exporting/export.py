@@ -142,7 +142,7 @@ def _compare(
     examples = [] if task is None else task.examples(source.load_processing_class())
     prompts = [tokenizer(text)["input_ids"] for text in TEXTS]
     prompts += [list(example.prompt_ids) for example in examples[:NUM_PROMPTS] if example.prompt_ids]
-    with Session(interpreter, target.name, made, is_exact=weights == target.exact) as session:
+    with Session(interpreter, target.name, made, "exact" if weights == target.exact else "usual") as session:
         agreement, versions = compare_tokens(loaded, session, prompts), session.versions
         _judge(agreement, target, weights)
     before = after = None

@@ -14,16 +14,13 @@ TASK = "text-generation-with-past"
 ENVIRONMENT = Environment(
     "openvino",
     packages=(
-        "transformers==5.5.4",
-        "optimum==2.3.0",
-        "nncf==3.4.0",
-        "openvino==2026.4.1",
-        "openvino-tokenizers==2026.4.1.0",
+        "transformers==5.5.4", "optimum==2.3.0", "nncf==3.4.0", "openvino==2026.4.1", "openvino-tokenizers==2026.4.1.0",
+        "requests==2.34.2", "pillow==13.0.0", "huggingface_hub==1.33.0",
     ),
     # It asks for torchvision, of which there is none for every torch, and exports text models without it.
     alone=("optimum-intel==2.2.0",),
     check="from optimum.intel import OVModelForCausalLM; from optimum.exporters.openvino import main_export",
-)
+)  # fmt: skip
 _KNOWN = (
     "import sys; from optimum.exporters.openvino import main_export; from optimum.exporters.tasks import TasksManager; "
     "TasksManager.get_supported_tasks_for_model_type(sys.argv[1], exporter='openvino', library_name='transformers')[sys.argv[2]]"

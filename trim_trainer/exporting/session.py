@@ -42,11 +42,11 @@ class Session:
         interpreter: Python of the environment.
         runtime: A name in `RUNTIMES` there.
         folder: Of the model.
-        is_exact: Whether all is computed in single precision.
+        how: `"exact"`: all is computed in single precision; others see there.
     """
 
-    def __init__(self, interpreter: Path, runtime: str, folder: Path, is_exact: bool = False):
-        self._step = [interpreter, "-I", _RUNNER, runtime, folder, "exact" if is_exact else "usual"]
+    def __init__(self, interpreter: Path, runtime: str, folder: Path, how: str = "usual"):
+        self._step = [interpreter, "-I", _RUNNER, runtime, folder, how]
         self._name = runtime
         self._said = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
         self._process: subprocess.Popen | None = None

@@ -1,6 +1,8 @@
 """Hold an exported model in a process of its own, and answer what is asked of it, a line of JSON each.
 
-    python hold.py RUNTIME FOLDER usual|exact
+    python hold.py RUNTIME FOLDER HOW
+
+HOW is `usual`, `exact` for single precision, or with Transformers `bfloat16`, `int8` or `nf4` (bitsandbytes).
 
 The first line out says what was loaded. Then, for each line in, one line out:
 
@@ -29,9 +31,11 @@ MAX_TEXTS = 16  # of a pass, all equally long: nothing is padded
 class _Generating:
     """What has the interface of Transformers."""
 
+    device = "cpu"
+
     def generate(self, ids: list[list[int]], num_tokens: int) -> list[list[int]]:
         """The likeliest tokens behind each prompt, all equally long; none ends a text."""
-        prompts = torch.tensor(ids)
+        prompts = torch.tensor(ids, device=self.device)
         made = self.model.generate(
             input_ids=prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=num_tokens, do_sample=False
         )
@@ -39,8 +43,8 @@ class _Generating:
 
     def logits(self, ids: list[list[int]]) -> torch.Tensor:
         """Of each token, [texts, tokens, vocabulary]."""
-        texts = torch.tensor(ids)
-        return self.model(input_ids=texts, attention_mask=torch.ones_like(texts)).logits
+        texts = torch.tensor(ids, device=self.device)
+        return self.model(input_ids=texts, attention_mask=torch.ones_like(texts)).logits.cpu()
 
     def prefill(self, ids: list[list[int]]) -> None:
         """Read prompts, up to the first token behind them."""
@@ -57,10 +61,19 @@ class Transformers(_Generating):
 
     packages = ("transformers", "torch")
 
-    def __init__(self, folder: str, is_exact: bool):
-        from transformers import AutoModelForCausalLM
+    def __init__(self, folder: str, how: str):
+        from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-        self.model = AutoModelForCausalLM.from_pretrained(folder, **({"dtype": "float32"} if is_exact else {})).eval()
+        options = {
+            "usual": {},
+            "exact": {"dtype": "float32"},
+            "bfloat16": {"dtype": "bfloat16"},
+            "int8": {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)},
+            "nf4": {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")},
+        }
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = AutoModelForCausalLM.from_pretrained(folder, device_map=self.device, **options[how])
+        self.model = model.eval()
         self._forget_generation_config()
 
 
@@ -76,10 +89,10 @@ class OpenVINO(_Generating):
     packages = ("optimum-intel", "openvino", "nncf", "transformers")
     exact = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
 
-    def __init__(self, folder: str, is_exact: bool):
+    def __init__(self, folder: str, how: str):
         from optimum.intel import OVModelForCausalLM
 
-        self.model = OVModelForCausalLM.from_pretrained(folder, ov_config=self.exact if is_exact else {})
+        self.model = OVModelForCausalLM.from_pretrained(folder, ov_config=self.exact if how == "exact" else {})
         self._forget_generation_config()
 
 
@@ -88,7 +101,7 @@ class ONNX:
 
     packages = ("onnxruntime-genai", "onnxruntime")
 
-    def __init__(self, folder: str, is_exact: bool):
+    def __init__(self, folder: str, how: str):
         import onnxruntime_genai
 
         self.library, self.model = onnxruntime_genai, onnxruntime_genai.Model(folder)
@@ -179,7 +192,7 @@ def main(name: str, folder: str, how: str) -> None:
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")  # libraries print where they like: that goes to stderr
     os.dup2(2, 1)
     start = time.perf_counter()
-    runtime = RUNTIMES[name](folder, how == "exact")
+    runtime = RUNTIMES[name](folder, how)
     versions = {package: metadata.version(package) for package in runtime.packages}
     loaded = {"load_seconds": time.perf_counter() - start, "versions": versions}
     print(json.dumps(loaded), file=out, flush=True)

@@ -1,0 +1,185 @@
+"""Fewer layers, fewer bits, and both: decoding and prefill of one model in several runtimes, as ratios from runs in turns.
+
+    python benchmarks/inference.py --output docs/inference.csv
+    python benchmarks/inference.py --geometry llama-1.1b --formats transformers:float32 openvino:int8
+
+Each row is a format, a runtime with the way in which it stores weights. Of each, the model at full, half and a quarter of
+its depth (rounded up) is held in a process of its own, beside full depth in the first format. Round by round each of
+these four does its work once, the order turning around; ratios are those of one round, as the median with its 95 %
+interval. Values of weights do not matter: of a geometry they are random, and the last layers are those that go.
+
+"allowed" is what half the depth could reach: full and quarter depth give the seconds of a layer and of the rest, and so
+those of half the depth, beside which what it took is put.
+
+Formats: transformers:float32|bfloat16|int8|nf4 (the last two by bitsandbytes), openvino:fp32|int8|int4,
+onnx:fp32|int8|int4, gptq:int4|int8. Environments of other libraries are made once, as by `trim-trainer export`.
+"""
+
+import argparse
+import csv
+import datetime
+import shutil
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen3Config
+
+from trim_trainer.data.quickstart import prepare_smollm2
+from trim_trainer.exporting.environments import find_interpreter
+from trim_trainer.exporting.session import Session
+from trim_trainer.exporting.targets import TARGETS
+from trim_trainer.records.statistics import median_interval
+from trim_trainer.scoring.speed import device_name
+from trim_trainer.surgery.drop import drop_layers
+
+GEOMETRIES = {
+    "smollm2-135m": None,  # the model itself
+    "llama-1.1b": LlamaConfig(
+        hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32, num_key_value_heads=4,
+        vocab_size=32000, max_position_embeddings=2048,
+    ),
+    "llama-7b": LlamaConfig(),
+    "qwen3-0.6b": Qwen3Config(
+        hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8,
+        head_dim=128, vocab_size=151936, tie_word_embeddings=True,
+    ),
+}  # fmt: skip
+FORMATS = (
+    "transformers:float32", "transformers:bfloat16", "openvino:fp32", "openvino:int8", "openvino:int4", "onnx:fp32",
+    "onnx:int8", "onnx:int4",
+)  # fmt: skip
+NUM_TOKENS = 32
+# Work -> what is asked of a session, and tokens that it is.
+WORK = {
+    "decode, 1 stream": ({"do": "decode", "num_streams": 1, "num_tokens": NUM_TOKENS}, NUM_TOKENS),
+    "decode, 8 streams": ({"do": "decode", "num_streams": 8, "num_tokens": NUM_TOKENS}, 8 * NUM_TOKENS),
+    "prefill, 8 x 128": ({"do": "prefill", "num_streams": 8, "num_tokens": 128}, 8 * 128),
+}
+BASELINE = "baseline"
+
+
+def make_checkpoints(geometry: str, folder: Path, dtype: torch.dtype) -> dict[int, Path]:
+    """Save the model at full, half and a quarter of its depth."""
+    source = prepare_smollm2()
+    if GEOMETRIES[geometry] is None:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    else:
+        torch.manual_seed(0)
+        torch.set_default_dtype(dtype)
+        model = AutoModelForCausalLM.from_config(GEOMETRIES[geometry], dtype=dtype)
+        torch.set_default_dtype(torch.float32)
+    made, num_layers = {}, model.config.num_hidden_layers
+    for depth in (num_layers, -(-num_layers // 2), -(-num_layers // 4)):
+        drop_layers(model, range(depth, model.config.num_hidden_layers))
+        made[depth] = folder / f"{depth}"
+        model.save_pretrained(made[depth])
+        AutoTokenizer.from_pretrained(source).save_pretrained(made[depth])
+    return made
+
+
+def as_format(runtime: str, weights: str, checkpoint: Path, folder: Path) -> tuple[Path, Path, str, int]:
+    """The Python, the folder and the way in which a session holds a checkpoint in a format, and the bytes of it."""
+    if runtime == "transformers":
+        return Path(sys.executable), checkpoint, "exact" if weights == "float32" else weights, 0
+    target = TARGETS[runtime]
+    interpreter, output = find_interpreter(target.environment), folder / f"{runtime}-{weights}-{checkpoint.name}"
+    texts = [torch.randint(32000, (64,)).tolist() for _ in range(16)] if target.needs_texts else []
+    target.make(interpreter, checkpoint, output, weights, texts)
+    files = {path for pattern in target.model_files for path in output.glob(pattern)}
+    how = "exact" if weights == target.exact else "usual"
+    return interpreter, output, how, sum(path.stat().st_size for path in files)
+
+
+def measure(sessions: dict, work: str, num_rounds: int) -> dict:
+    """Seconds of each session, round by round."""
+    request, seconds = WORK[work][0] | {"num_runs": 1}, {name: [] for name in sessions}
+    for number in range(num_rounds):
+        for name in list(sessions)[:: 1 if number % 2 == 0 else -1]:
+            seconds[name] += sessions[name].ask(**request)
+    return seconds
+
+
+def describe(seconds: dict, work: str, depths: list[int]) -> list[dict]:
+    """A row for each depth."""
+    full, half, quarter = depths
+    layer = [(a - b) / (full - quarter) for a, b in zip(seconds[full], seconds[quarter], strict=True)]
+    allowed = [a - each * (full - half) for a, each in zip(seconds[full], layer, strict=True)]
+    rows = []
+    for depth in depths:
+        row = {
+            "work": work,
+            "depth": depth,
+            "tokens_per_second": WORK[work][1] / sorted(seconds[depth])[len(layer) // 2],
+        }
+        pairs = {"to_baseline": seconds[BASELINE], "to_full": seconds[full]}
+        pairs |= {"to_allowed": allowed} if depth == half else {}
+        for name, others in pairs.items():
+            ratios = [other / own for other, own in zip(others, seconds[depth], strict=True)]
+            row |= dict(zip((name, f"{name}_low", f"{name}_high"), median_interval(ratios), strict=True))
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    """Measure, print, and write a CSV."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--geometry", choices=GEOMETRIES, default="smollm2-135m")
+    parser.add_argument(
+        "--formats", nargs="+", default=FORMATS, help="the first one is what the others are put beside"
+    )
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the checkpoints")
+    parser.add_argument("--output", type=Path, help="CSV")
+    options = parser.parse_args()
+    device = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        checkpoints = make_checkpoints(options.geometry, folder, getattr(torch, options.dtype))
+        depths = list(checkpoints)
+        baseline = as_format(*options.formats[0].split(":"), checkpoints[depths[0]], folder)[:3]
+        for each in options.formats:
+            runtime, weights = each.split(":")
+            held = {depth: as_format(runtime, weights, path, folder) for depth, path in checkpoints.items()}
+            with ExitStack() as stack:
+                places = {BASELINE: (options.formats[0].split(":")[0], baseline)}
+                places |= {depth: (runtime, place[:3]) for depth, place in held.items()}
+                sessions = {
+                    key: stack.enter_context(Session(interpreter, kind, path, how))
+                    for key, (kind, (interpreter, path, how)) in places.items()
+                }
+                versions = ", ".join(f"{name} {version}" for name, version in sessions[depths[0]].versions.items())
+                for work in WORK:
+                    for row in describe(measure(sessions, work, options.rounds), work, depths):
+                        num_bytes = held[row["depth"]][3]
+                        rows.append(
+                            {"date": datetime.date.today().isoformat(), "device": device, "geometry": options.geometry,
+                             "format": each, "versions": versions, "num_bytes": num_bytes} | row
+                        )  # fmt: skip
+                        print(
+                            f"{each}, {row['depth']} layers, {work}: {row['tokens_per_second']:.1f} tokens/s; "
+                            + "; ".join(
+                                f"{key} {row[key]:.2f} ({row[f'{key}_low']:.2f}-{row[f'{key}_high']:.2f})"
+                                for key in ("to_baseline", "to_full", "to_allowed")
+                                if key in row
+                            ),
+                            flush=True,
+                        )
+            for _, path, _, _ in held.values():
+                if path not in (baseline[1], *checkpoints.values()):
+                    shutil.rmtree(path)
+    if options.output is not None:
+        names = list(dict.fromkeys(key for row in rows for key in row))
+        is_new = not options.output.exists()
+        with options.output.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, names)
+            if is_new:
+                writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
