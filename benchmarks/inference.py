@@ -48,8 +48,8 @@ GEOMETRIES = {
     ),
 }  # fmt: skip
 FORMATS = (
-    "transformers:float32", "transformers:bfloat16", "openvino:fp32", "openvino:int8", "openvino:int4", "onnx:fp32",
-    "onnx:int8", "onnx:int4",
+    "transformers:float32", "transformers:bfloat16", "openvino:fp32", "openvino:int8", "openvino:int4", "onnx:int8",
+    "onnx:int4",
 )  # fmt: skip
 NUM_TOKENS = 32
 # Work -> what is asked of a session, and tokens that it is.
@@ -98,7 +98,7 @@ def measure(sessions: dict, work: str, num_rounds: int) -> dict:
     request, seconds = WORK[work][0] | {"num_runs": 1}, {name: [] for name in sessions}
     for number in range(num_rounds):
         for name in list(sessions)[:: 1 if number % 2 == 0 else -1]:
-            seconds[name] += sessions[name].ask(**request)
+            seconds[name] += sessions[name].ask(**request, is_warm=number > 0)
     return seconds
 
 
@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument(
         "--formats", nargs="+", default=FORMATS, help="the first one is what the others are put beside"
     )
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the checkpoints")
     parser.add_argument("--output", type=Path, help="CSV")
     options = parser.parse_args()

@@ -57,6 +57,5 @@ def make(interpreter: Path, source: Path, output: Path, weights: str, texts: lis
 
 
 GPTQ = Target(
-    "gptq", "GPTQ", "optimum and gptqmodel", ("int4", "int8"), None, ENVIRONMENT, check, make, ("*.safetensors",),
-    "transformers", needs_texts=True,
-)  # fmt: skip
+    "gptq", "optimum", ("int4", "int8"), None, ENVIRONMENT, check, make, ("*.safetensors",), needs_texts=True
+)

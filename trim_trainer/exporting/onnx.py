@@ -45,6 +45,6 @@ def make(interpreter: Path, source: Path, output: Path, weights: str, texts: lis
 
 
 ONNX = Target(
-    "onnx", "ONNX Runtime GenAI", "its builder", ("int4", "int8", "fp32"), "fp32", ENVIRONMENT, check, make,
-    ("model.onnx", "model.onnx.data"), "onnxruntime-genai",
+    "onnx", "the builder of ONNX Runtime GenAI", ("int4", "int8", "fp32"), "fp32", ENVIRONMENT, check, make,
+    ("model.onnx", "model.onnx.data"),
 )  # fmt: skip

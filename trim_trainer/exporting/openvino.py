@@ -57,6 +57,6 @@ def _forget_where_it_was(path: Path) -> None:
 
 
 OPENVINO = Target(
-    "openvino", "OpenVINO", "optimum-intel", ("int8", "int4", "fp32"), "fp32", ENVIRONMENT, check, make,
-    ("openvino_model.bin",), "openvino",
+    "openvino", "optimum-intel", ("int8", "int4", "fp32"), "fp32", ENVIRONMENT, check, make,
+    ("openvino_model.bin",),
 )  # fmt: skip

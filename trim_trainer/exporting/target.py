@@ -6,6 +6,7 @@ from pathlib import Path
 
 from transformers import PretrainedConfig
 
+from ..hub.export_card import TITLES
 from .environments import Environment
 
 
@@ -15,7 +16,6 @@ class Target:
 
     Attributes:
         name: That it is asked for by; also that of the runtime in `runners/hold.py`.
-        title: In words.
         writer: The library that writes it, in words.
         weights: How they can be stored, the usual way first.
         exact: Of these, with which every greedy token has to be that of Transformers; None: none.
@@ -24,11 +24,9 @@ class Target:
         make: Writes the export: (interpreter, checkpoint, output, weights, texts as tokens).
         needs_texts: Whether it looks at texts, of the run's training set.
         model_files: Patterns of the weights.
-        library: The Hub's name of what loads it.
     """
 
     name: str
-    title: str
     writer: str
     weights: tuple[str, ...]
     exact: str | None
@@ -36,5 +34,9 @@ class Target:
     check: Callable[[Path, PretrainedConfig], None]
     make: Callable[[Path, Path, Path, str, list[list[int]]], None]
     model_files: tuple[str, ...]
-    library: str
     needs_texts: bool = False
+
+    @property
+    def title(self) -> str:
+        """In words."""
+        return TITLES[self.name]

@@ -8,7 +8,8 @@ The first line out says what was loaded. Then, for each line in, one line out:
 
 - `{"do": "continue", "prompts": [[id]], "num_tokens": n}`: `{"tokens": [[id]]}`, the likeliest ones behind each prompt;
 - `{"do": "score", "texts": [[[id], first]]}`: `{"log_probs": [[nats]]}`, of the tokens of each text from number `first` on;
-- `{"do": "decode", "num_streams": s, "num_tokens": n, "num_runs": r}`: `{"seconds": [s]}`, of each run;
+- `{"do": "decode", "num_streams": s, "num_tokens": n, "num_runs": r}`: `{"seconds": [s]}`, of each run, behind one that is
+  not timed unless `"is_warm"`;
 - `{"do": "prefill", "num_streams": s, "num_tokens": n, "num_runs": r}`: likewise;
 - `{"do": "memory"}`: `{"bytes": b}`, the most that the process has held.
 """
@@ -156,14 +157,14 @@ def score(runtime, texts: list[tuple[list[int], int]]) -> list[list[float]]:
     return found
 
 
-def time_runs(run, prompts: list[list[int]], num_tokens: int, num_runs: int) -> list[float]:
-    """Seconds of each run, behind one that is not timed."""
-    seconds = []
-    for _ in range(num_runs + 1):
+def time_runs(run, prompts: list[list[int]], num_tokens: int, request: dict) -> list[float]:
+    """Seconds of each run, behind one that is not timed unless all is warm."""
+    seconds, num_cold = [], 0 if request.get("is_warm") else 1
+    for _ in range(num_cold + request["num_runs"]):
         start = time.perf_counter()
         run(prompts, num_tokens)
         seconds.append(time.perf_counter() - start)
-    return seconds[1:]
+    return seconds[num_cold:]
 
 
 def answer(runtime, request: dict) -> dict:
@@ -176,10 +177,10 @@ def answer(runtime, request: dict) -> dict:
         case "decode":
             prompts = [[1] * NUM_PROMPT_TOKENS] * request["num_streams"]
             run = getattr(runtime, "decode", runtime.generate)
-            return {"seconds": time_runs(run, prompts, request["num_tokens"], request["num_runs"])}
+            return {"seconds": time_runs(run, prompts, request["num_tokens"], request)}
         case "prefill":
             prompts = [[1] * request["num_tokens"]] * request["num_streams"]
-            return {"seconds": time_runs(lambda ids, _: runtime.prefill(ids), prompts, 1, request["num_runs"])}
+            return {"seconds": time_runs(lambda ids, _: runtime.prefill(ids), prompts, 1, request)}
         case "memory":
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             return {"bytes": peak if platform.system() == "Darwin" else peak * 1024}

@@ -1,0 +1,33 @@
+"""A target that needs no other environment: the checkpoint again, run by Transformers in a process of its own."""
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from trim_trainer.exporting.environments import Environment
+from trim_trainer.exporting.target import Target
+from trim_trainer.hub import export_card
+
+HERE = Environment("here", (), (), check="import torch", modules=("torch",))
+
+
+def make_target(spoil=lambda model: None):
+    """Such a target; `spoil` changes the model that it writes."""
+
+    def make(interpreter, source, output, weights, texts):
+        model = AutoModelForCausalLM.from_pretrained(source)
+        with torch.no_grad():
+            spoil(model)
+        model.save_pretrained(output)
+        AutoTokenizer.from_pretrained(source).save_pretrained(output)
+
+    def check(interpreter, config):
+        pass
+
+    return Target("transformers", "nobody", ("int8", "fp32"), "fp32", HERE, check, make, ("model.safetensors",))
+
+
+def let_cards_know(monkeypatch):
+    """Cards name the runtimes that they know."""
+    for table in (export_card.TITLES, export_card.LIBRARIES):
+        monkeypatch.setitem(table, "transformers", "Transformers again")
+    monkeypatch.setitem(export_card.LOADING, "transformers", export_card.LOADING["gptq"])
