@@ -6,7 +6,7 @@ DEMO_ARGS ?=
 DIST ?= dist
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test test-all test-resume quality style controls wheel clean
+.PHONY: help install demo test test-all test-exports test-resume quality style controls wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/'
@@ -28,6 +28,9 @@ test: install  ## the tests, under 10 minutes on 2 cores
 
 test-all: install  ## the slow tests too
 	$(BIN)/python -m pytest -m ""
+
+test-exports: install  ## trimmed models in OpenVINO, ONNX Runtime and GPTQ; their environments are made once, in the cache
+	$(BIN)/python -m pytest -m slow -rs tests/exporting
 
 test-resume: install  ## 20 runs killed at random moments and resumed, compared with runs that were not
 	$(BIN)/python -m pytest -m "" tests/training/test_resume.py

@@ -25,7 +25,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen3Config
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen3Config
 
 from trim_trainer.data.quickstart import prepare_smollm2
 from trim_trainer.exporting.environments import find_interpreter
@@ -80,10 +80,18 @@ def make_checkpoints(geometry: str, folder: Path, dtype: torch.dtype) -> dict[in
     return made
 
 
+def num_bytes_in_memory(checkpoint: Path, weights: str) -> int:
+    """Of a checkpoint that Transformers holds in this way; 0: not known."""
+    itemsize = {"float32": 4, "bfloat16": 2}.get(weights, 0)
+    with torch.device("meta"):
+        return itemsize * AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(checkpoint)).num_parameters()
+
+
 def as_format(runtime: str, weights: str, checkpoint: Path, folder: Path) -> tuple[Path, Path, str, int]:
     """The Python, the folder and the way in which a session holds a checkpoint in a format, and the bytes of it."""
     if runtime == "transformers":
-        return Path(sys.executable), checkpoint, "exact" if weights == "float32" else weights, 0
+        how = "exact" if weights == "float32" else weights
+        return Path(sys.executable), checkpoint, how, num_bytes_in_memory(checkpoint, weights)
     target = TARGETS[runtime]
     interpreter, output = find_interpreter(target.environment), folder / f"{runtime}-{weights}-{checkpoint.name}"
     texts = [torch.randint(32000, (64,)).tolist() for _ in range(16)] if target.needs_texts else []

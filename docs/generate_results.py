@@ -1,5 +1,7 @@
 """Fill the tables of docs/pages/results.md and README.md that pool runs, over seeds and machines, from docs/results.csv.
 
+And those of docs/pages/faster.md, from docs/inference.csv.
+
 python docs/generate_results.py
 """
 
@@ -12,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+import inference_table
 from matplotlib.figure import Figure
 
 from trim_trainer.comparison.methods import METHODS
@@ -22,7 +25,11 @@ from trim_trainer.training.schedule import plan_schedule
 
 RUNS = Path(__file__).with_name("results.csv")
 PICTURE = Path(__file__).with_name("results.png")
-PAGES = (Path(__file__).parent / "pages" / "results.md", Path(__file__).parent.with_name("README.md"))
+PAGES = (
+    Path(__file__).parent / "pages" / "results.md",
+    Path(__file__).parent / "pages" / "faster.md",
+    Path(__file__).parent.with_name("README.md"),
+)
 TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 NUM_LAYERS, DEPTHS = 30, (20, 15, 12)
@@ -496,6 +503,8 @@ TABLES = {
     "equal_time": equal_time,
     "schedule": schedule,
     "machines": machines,
+    "speeds": lambda: table(*inference_table.speeds("smollm2-135m")),
+    "halves": lambda: table(*inference_table.halves("smollm2-135m")),
 }
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from mkdocs.structure.files import File, InclusionLevel
 
 ROOT = Path(__file__).parent.parent
-LINKED = ("docs/*.png", "docs/results.csv", "docs/notebooks/*.ipynb", "recipes/**/*.yaml")
+LINKED = ("docs/*.png", "docs/*.csv", "docs/notebooks/*.ipynb", "recipes/**/*.yaml")
 
 
 def on_files(files, config):

@@ -14,7 +14,7 @@ import yaml
 import zoo
 from datasets import Dataset
 from tiny import make_examples, make_model, make_tokenizer
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from trim_trainer.checkpoints.loading import Source
 from trim_trainer.cli.main import main
@@ -162,9 +162,7 @@ def test_a_folder_that_holds_something_is_left_alone(folder, tmp_path, capsys):
 
 def test_models_of_another_kind_are_refused_before_an_environment_is_made(tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "find_interpreter", lambda *_: pytest.fail("an environment was looked for"))
-    zoo.make("gemma3@image_text" if "gemma3@image_text" in zoo.VARIANTS else "llava").save_pretrained(
-        tmp_path / "image"
-    )
+    zoo.make("gemma3", AutoModelForImageTextToText).save_pretrained(tmp_path / "image")
     with pytest.raises(ExportError, match="is an image-text model"):
         exporting.export(tmp_path / "image", "openvino", tmp_path / "out")
     make_model().save_pretrained(tmp_path / "quantized")
@@ -211,6 +209,8 @@ def test_a_killed_export_leaves_no_folder_that_looks_whole(folder, tmp_path):
         "import dataclasses, sys, time\n"
         "import exports\n"
         "from trim_trainer.exporting import export\n"
+        "from trim_trainer.hub.export_card import TITLES\n"
+        "TITLES['transformers'] = 'Transformers again'\n"
         "def make(interpreter, source, output, weights, texts):\n"
         "    output.mkdir(); (output / 'model.safetensors').touch(); print('made', flush=True); time.sleep(60)\n"
         "export.TARGETS['slow'] = dataclasses.replace(exports.make_target(), make=make)\n"

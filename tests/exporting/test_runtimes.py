@@ -40,7 +40,7 @@ def interpreters():
         if name not in found:
             try:
                 found[name] = find_interpreter(TARGETS[name].environment)
-            except ExportError as error:
+            except (ExportError, OSError) as error:
                 pytest.skip(str(error))
         return found[name]
 

@@ -6,8 +6,6 @@ from pathlib import Path
 from ..evaluation.quiet import quiet_libraries
 from .options import Parser, at_least, check_folder
 
-NUM_EXAMPLES = 200  # that quality is measured on, unless `--limit` says otherwise
-
 
 def export(arguments: list[str]) -> int:
     """Export a checkpoint, verify it, and print what came of it."""
@@ -25,29 +23,23 @@ def export(arguments: list[str]) -> int:
         help="a recipe, or a YAML with the data of one alone, to measure quality on; default: the recipe beside the "
         "checkpoint; none: do not measure it",
     )
-    parser.add_argument("--limit", type=at_least(1), default=NUM_EXAMPLES, help=f"examples; default: {NUM_EXAMPLES}")
+    parser.add_argument("--limit", type=at_least(1), help="examples of the task; default: 200")
     parser.add_argument("--python", help="interpreter of an environment that has the packages of the target")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     options = parser.parse_args(arguments)
-    from ..checkpoints.loading import Source
-    from ..evaluation.tasks import find_task, read_task
+    from ..exporting.export import NUM_EXAMPLES
     from ..exporting.export import export as export_checkpoint
 
     quiet_libraries()
     _say_steps()
     check_folder("--output", options.output)
-    if options.task is None:
-        source = Source.of(options.model)
-        source.load_config()
-        task = find_task(source, options.limit)
-    else:
-        task = None if options.task.lower() == "none" else read_task(options.task, options.limit)
     report = export_checkpoint(
         options.model,
         options.to,
         options.output,
         weights=options.weights,
-        task=task,
+        task=options.task,
+        num_examples=options.limit or NUM_EXAMPLES,
         python=options.python,
         trust_remote_code=options.trust_remote_code,
     )

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from ..architectures.configs import num_layers
 from ..checkpoints.drop_record import read_history
 from ..checkpoints.loading import Source, default_device
-from ..evaluation.tasks import Task
+from ..evaluation.tasks import Task, find_task, read_task
 from ..hub.export_card import write_export_card
 from ..hub.staging import sha256
 from ..hub.weights import find_layouts
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 # Continued greedily, beside prompts of the task.
 TEXTS = ("The capital of France is", "Once upon a time, there was", "def fibonacci(n):\n", "1, 2, 3, 4,")
+NUM_EXAMPLES, NO_TASK = 200, "none"
 MAX_RISE = 1.0  # of the loss on the checkpoint's own continuations, nats per token: beyond, it is another model
 
 
@@ -40,7 +41,8 @@ def export(
     output_dir: str | Path,
     *,
     weights: str | None = None,
-    task: Task | None = None,
+    task: str | Path | Task | None = None,
+    num_examples: int = NUM_EXAMPLES,
     python: str | None = None,
     trust_remote_code: bool = False,
 ) -> ExportReport:
@@ -55,7 +57,9 @@ def export(
         to: A name in `TARGETS`: `"openvino"`, `"onnx"`, or `"gptq"`.
         output_dir: Folder for the result: empty, or not there yet.
         weights: How they are stored, see the target; None: its usual way.
-        task: What quality is measured on, see `read_task`; `"gptq"` rounds by its training split. None: it is not.
+        task: What quality is measured on: a recipe, or a YAML with the data of one alone; `"gptq"` rounds by its training
+            split. None: the recipe beside the checkpoint, if there is one; `"none"`: it is not measured.
+        num_examples: Of the task.
         python: Interpreter of an environment that has the target's packages; None: this one, if it has them, else one
             that is made in the cache, once.
         trust_remote_code: As for `from_pretrained`.
@@ -76,6 +80,7 @@ def export(
         raise ValueError(f"`output` is {str(output)!r}, which is there already, expected a new or an empty folder.")
     source = Source.of(str(model), trust_remote_code=trust_remote_code)
     config = source.load_config()
+    task = _read_task(task, source, num_examples)
     _check(source, config, target, task)
     interpreter = find_interpreter(target.environment, python)
     target.check(interpreter, config)
@@ -100,6 +105,14 @@ def export(
             output.rmdir()
         shutil.move(made, output)
     return report
+
+
+def _read_task(task: str | Path | Task | None, source: Source, num_examples: int) -> Task | None:
+    if task is None:
+        return find_task(source, num_examples)
+    if isinstance(task, Task):
+        return task
+    return None if str(task).lower() == NO_TASK else read_task(task, num_examples)
 
 
 def _check(source: Source, config, target: Target, task: Task | None) -> None:
