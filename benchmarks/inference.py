@@ -59,6 +59,11 @@ WORK = {
     "prefill, 8 x 128": ({"do": "prefill", "num_streams": 8, "num_tokens": 128}, 8 * 128),
 }
 BASELINE = "baseline"
+RATIOS = ("to_baseline", "to_full", "to_allowed")
+NAMES = (
+    "date", "device", "geometry", "format", "versions", "num_bytes", "work", "depth", "tokens_per_second",
+    *(f"{name}{end}" for name in RATIOS for end in ("", "_low", "_high")),
+)  # fmt: skip
 
 
 def make_checkpoints(geometry: str, folder: Path, dtype: torch.dtype) -> dict[int, Path]:
@@ -135,25 +140,23 @@ def main() -> None:
     """Measure, print, and write a CSV."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--geometry", choices=GEOMETRIES, default="smollm2-135m")
-    parser.add_argument(
-        "--formats", nargs="+", default=FORMATS, help="the first one is what the others are put beside"
-    )
+    parser.add_argument("--formats", nargs="+", default=FORMATS)
+    parser.add_argument("--baseline", default=FORMATS[0], help="format that, at full depth, the others are put beside")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the checkpoints")
     parser.add_argument("--output", type=Path, help="CSV")
     options = parser.parse_args()
     device = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         checkpoints = make_checkpoints(options.geometry, folder, getattr(torch, options.dtype))
         depths = list(checkpoints)
-        baseline = as_format(*options.formats[0].split(":"), checkpoints[depths[0]], folder)[:3]
+        baseline = as_format(*options.baseline.split(":"), checkpoints[depths[0]], folder)[:3]
         for each in options.formats:
             runtime, weights = each.split(":")
             held = {depth: as_format(runtime, weights, path, folder) for depth, path in checkpoints.items()}
             with ExitStack() as stack:
-                places = {BASELINE: (options.formats[0].split(":")[0], baseline)}
+                places = {BASELINE: (options.baseline.split(":")[0], baseline)}
                 places |= {depth: (runtime, place[:3]) for depth, place in held.items()}
                 sessions = {
                     key: stack.enter_context(Session(interpreter, kind, path, how))
@@ -163,15 +166,15 @@ def main() -> None:
                 for work in WORK:
                     for row in describe(measure(sessions, work, options.rounds), work, depths):
                         num_bytes = held[row["depth"]][3]
-                        rows.append(
+                        write(
                             {"date": datetime.date.today().isoformat(), "device": device, "geometry": options.geometry,
-                             "format": each, "versions": versions, "num_bytes": num_bytes} | row
+                             "format": each, "versions": versions, "num_bytes": num_bytes} | row, options.output
                         )  # fmt: skip
                         print(
                             f"{each}, {row['depth']} layers, {work}: {row['tokens_per_second']:.1f} tokens/s; "
                             + "; ".join(
                                 f"{key} {row[key]:.2f} ({row[f'{key}_low']:.2f}-{row[f'{key}_high']:.2f})"
-                                for key in ("to_baseline", "to_full", "to_allowed")
+                                for key in RATIOS
                                 if key in row
                             ),
                             flush=True,
@@ -179,14 +182,18 @@ def main() -> None:
             for _, path, _, _ in held.values():
                 if path not in (baseline[1], *checkpoints.values()):
                     shutil.rmtree(path)
-    if options.output is not None:
-        names = list(dict.fromkeys(key for row in rows for key in row))
-        is_new = not options.output.exists()
-        with options.output.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, names)
-            if is_new:
-                writer.writeheader()
-            writer.writerows(rows)
+
+
+def write(row: dict, path: Path | None) -> None:
+    """Add a row to the CSV."""
+    if path is None:
+        return
+    is_new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, NAMES)
+        if is_new:
+            writer.writeheader()
+        writer.writerow(row)
 
 
 if __name__ == "__main__":

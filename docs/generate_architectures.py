@@ -53,7 +53,7 @@ RUNTIMES = """
 
 Some runtimes take what a layer is from its number. `trim-trainer drop` and `TrimTrainer` say so where a trimmed model is
 not what they assume: it loads there without an error and computes something else. Read from llama.cpp (as in
-llama-cpp-python 0.3.36) and vLLM 0.33.0. Measured with llama.cpp on 2026-11-24: SmolLM2-135M with 25 of its 30 layers gives
+llama-cpp-python 0.3.36), vLLM 0.33.0 and the builder of ONNX Runtime GenAI 0.18.0. Measured with llama.cpp on 2026-11-24: SmolLM2-135M with 25 of its 30 layers gives
 the tokens of Transformers (160 of 160, `benchmarks/gguf_tokens.py`), and so do tiny trimmed qwen3, olmo3 and qwen3_next models (80 of
 80 each); tiny gemma2, gemma3, cohere2 and smollm3 models do before a layer is dropped (80 of 80), and not after (0 to 6).
 

@@ -1,7 +1,8 @@
 """Runtimes that take what a layer is from its number instead of from the config: what a trimmed model must not expect.
 
 Read from, and where noted run with, llama.cpp as in llama-cpp-python 0.3.36 (its converter and `src/models`), and vLLM
-0.33.0 (`vllm/model_executor/models`), November 2026. Transformers reads the lists, so nothing of this concerns it.
+0.33.0 (`vllm/model_executor/models`), and the builder of ONNX Runtime GenAI 0.18.0, November 2026. Transformers reads the
+lists, so nothing of this concerns it.
 """
 
 from collections.abc import Callable
@@ -54,7 +55,7 @@ def scales_by_head(fields: dict[str, Any], depth: int) -> bool:
     return depth in (46, 62) or fields.get("query_pre_attn_scalar") == fields.get("head_dim")
 
 
-_LLAMA_CPP, _VLLM = "llama.cpp", "vLLM"
+_LLAMA_CPP, _VLLM, _ONNX = "llama.cpp", "vLLM", "ONNX Runtime GenAI"
 _SCALE = Assumption(
     _LLAMA_CPP, "that a 27B model, which scales its queries differently, is 46 or 62 layers deep", scales_by_head
 )
@@ -66,6 +67,7 @@ ASSUMPTIONS = {
     "gpt_oss": (
         Assumption(_LLAMA_CPP, "that every 2nd layer attends fully", full_every(2)),
         Assumption(_VLLM, "that every 2nd layer attends fully", full_every(2)),
+        Assumption(_ONNX, "that every 2nd layer attends fully", full_every(2)),
     ),
     "smollm3": (Assumption(_LLAMA_CPP, "that every 4th layer has no positions", every(4, "no_rope_layers", 0, 1)),),
     "exaone4": (Assumption(_LLAMA_CPP, "that only a model 64 layers deep has sliding windows", slides_at_64),),

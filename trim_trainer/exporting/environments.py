@@ -5,6 +5,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from ..data.quickstart import cache_dir
 logger = logging.getLogger(__name__)
 
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+_ERROR = re.compile(r"[\w.]*(Error|Exception|Exit|Interrupt)\b")  # begins the last line of a traceback
+MAX_REASON = 600  # characters
 _COMPLETE = "complete"  # a file in an environment that was made to its end
 
 
@@ -130,7 +133,7 @@ def _needs_cpu_index(pip: list[str]) -> bool:
 def _run(step: list[str], environment: Environment) -> None:
     done = subprocess.run(step, capture_output=True, text=True)
     if done.returncode != 0:
-        raise _failed(environment, last_line(done.stderr) or f"exit status {done.returncode}")
+        raise _failed(environment, reason(done.stderr) or f"exit status {done.returncode}")
 
 
 def _failed(environment: Environment, why: str) -> ExportError:
@@ -143,9 +146,12 @@ def _failed(environment: Environment, why: str) -> ExportError:
 def _why_not(interpreter: Path, environment: Environment) -> str | None:
     step = [interpreter, "-I", "-c", environment.check]
     done = subprocess.run(step, capture_output=True, text=True)
-    return None if done.returncode == 0 else last_line(done.stderr)
+    return None if done.returncode == 0 else reason(done.stderr)
 
 
-def last_line(text: str) -> str:
-    """What a program said last, which mostly is why it ended."""
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+def reason(said: str) -> str:
+    """Why a program ended, from what it said: the error that Python named last, else the last line."""
+    lines = [line.rstrip() for line in said.splitlines() if line.strip()]
+    named = [number for number, line in enumerate(lines) if _ERROR.match(line)]
+    shown = lines[named[-1] :] if named else lines[-1:]
+    return " ".join(" ".join(line.strip() for line in shown).split())[:MAX_REASON]

@@ -154,7 +154,8 @@ def _compare(
     loaded = source.load_model("float32").to(default_device()).eval()
     examples = [] if task is None else task.examples(source.load_processing_class())
     prompts = [tokenizer(text)["input_ids"] for text in TEXTS]
-    prompts += [list(example.prompt_ids) for example in examples[:NUM_PROMPTS] if example.prompt_ids]
+    prompts += [list(example.prompt_ids) for example in examples[:NUM_PROMPTS]]
+    prompts = [ids for ids in prompts if ids]
     with Session(interpreter, target.name, made, "exact" if weights == target.exact else "usual") as session:
         agreement, versions = compare_tokens(loaded, session, prompts), session.versions
         _judge(agreement, target, weights)

@@ -40,6 +40,8 @@ def make(interpreter: Path, source: Path, output: Path, weights: str, texts: lis
     """Write the exported model and its tokenizer to `output`."""
     step = [interpreter, "-m", "optimum.commands.optimum_cli", "export", "openvino", "--model", source]
     step += ["--task", TASK, "--weight-format", weights, "--library", "transformers", output]
+    if weights == "int4":  # layers that are no whole number of usual groups have smaller ones
+        step += ["--group-size-fallback", "adjust"]
     run_step(step, f"optimum-intel could not export {str(source)!r}")
     if not (output / "openvino_model.xml").is_file():
         raise ExportError("optimum-intel ended without an error and wrote no model.")

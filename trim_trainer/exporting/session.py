@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from .environments import ExportError, last_line
+from .environments import ExportError, reason
 
 _RUNNER = Path(__file__).parent / "runners" / "hold.py"
 
@@ -25,7 +25,7 @@ def run_step(step: list, what: str, **environment: str) -> str:
     """
     done = subprocess.run(list(map(str, step)), capture_output=True, text=True, env=alone(environment))
     if done.returncode != 0:
-        raise ExportError(f"{what}: {last_line(done.stderr) or f'exit status {done.returncode}'}")
+        raise ExportError(f"{what}: {reason(done.stderr) or f'exit status {done.returncode}'}")
     return done.stdout
 
 
@@ -86,7 +86,7 @@ class Session:
         if not line:
             self._process.wait()
             self._said.seek(0)
-            raise ExportError(f"{self._name} cannot run what was exported: {last_line(self._said.read())}")
+            raise ExportError(f"{self._name} cannot run what was exported: {reason(self._said.read())}")
         return json.loads(line)
 
     def _end(self) -> None:
