@@ -10,7 +10,7 @@ from histories import make_history
 from trim_trainer.hub.card import Member, render_card
 from trim_trainer.records.facts import CardFacts
 from trim_trainer.records.history import TrimHistory
-from trim_trainer.records.measurement import EVALUATION, Measurement, Quality, SpeedRatio
+from trim_trainer.records.measurement import EVALUATION, CacheSize, Measurement, Quality, SpeedRatio
 from trim_trainer.records.settings import without_local_paths
 from trim_trainer.training.card_files import write_card
 
@@ -41,6 +41,19 @@ def whole_history():
     speed = {"decode_tokens_per_second": 14.0, "decode_ratio": ratio}
     after = measured(4, quality | {"accuracy": 0.875}, **speed, **where)
     return replace(make_history(), untrimmed=before).add(after)
+
+
+def test_the_card_says_what_serving_needs():
+    history = whole_history()
+    assert "KV cache" not in render_card(history, FACTS)  # not measured
+    before, after = (
+        replace(each, num_bytes=depth * 10**9, cache=CacheSize(((depth * 1000, None), (depth * 500, 1024)), 4096))
+        for each, depth in ((history.untrimmed, 6), (history.trimmed, 4))
+    )
+    card = render_card(replace(history, untrimmed=before).add(after), FACTS)
+    assert "| KV cache per token (of a sequence of 2,048) | 7,502 bytes | 5,002 bytes |" in card
+    assert "| such sequences beside the weights in 24 GB | 1,171 | 1,952 |" in card
+    assert "as Transformers keeps them in float32" in card
 
 
 def head_of(card):

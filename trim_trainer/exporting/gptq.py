@@ -18,7 +18,7 @@ ENVIRONMENT = Environment(
     check="from optimum.gptq import GPTQQuantizer; import gptqmodel",
     modules=("gptqmodel", "optimum"),
 )
-NUM_TEXTS = 256  # of the training set
+NUM_TEXTS = 128  # of the training set
 _RUNNER = Path(__file__).parent / "runners" / "quantize_gptq.py"
 _KNOWN = """
 import sys, torch
