@@ -54,7 +54,8 @@ def trimmed(tmp_path_factory):
 
     def make(model_type):
         if not (folder / model_type).exists():
-            make_model(model_type).save_pretrained(folder / "whole")
+            # the attention of ONNX Runtime takes heads that are multiples of 16
+            make_model(model_type, head_dim=16).save_pretrained(folder / "whole")
             make_tokenizer().save_pretrained(folder / "whole")
             assert main(["drop", str(folder / "whole"), "--layers", "2,4", "--output", str(folder / model_type)]) == 0
             Dataset.from_list(make_examples(40)).to_json(folder / "colours.jsonl")
@@ -70,7 +71,7 @@ def trimmed(tmp_path_factory):
 def test_every_greedy_token_is_that_of_transformers(name, model_type, interpreters, trimmed, tmp_path):
     interpreter = interpreters(name)
     report = export(trimmed(model_type), name, tmp_path / "out", weights="fp32")
-    assert report.agreement.is_equal and report.agreement.num_tokens == 4 * 32
+    assert report.agreement.is_equal and report.agreement.num_tokens == 8 * 32
     loaded = subprocess.run([interpreter, "-c", LOADING[name], tmp_path / "out"], capture_output=True, text=True)
     assert json.loads(loaded.stdout.splitlines()[-1]) == [1, 6], loaded.stderr
 
