@@ -1,6 +1,8 @@
 """`trim-trainer export`: a checkpoint for another runtime, verified."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..evaluation.quiet import quiet_libraries
@@ -31,29 +33,33 @@ def export(arguments: list[str]) -> int:
     from ..exporting.export import export as export_checkpoint
 
     quiet_libraries()
-    _say_steps()
     check_folder("--output", options.output)
-    report = export_checkpoint(
-        options.model,
-        options.to,
-        options.output,
-        weights=options.weights,
-        task=options.task,
-        num_examples=options.limit or NUM_EXAMPLES,
-        python=options.python,
-        trust_remote_code=options.trust_remote_code,
-    )
+    with _steps_said():
+        report = export_checkpoint(
+            options.model,
+            options.to,
+            options.output,
+            weights=options.weights,
+            task=options.task,
+            num_examples=options.limit or NUM_EXAMPLES,
+            python=options.python,
+            trust_remote_code=options.trust_remote_code,
+        )
     _print(report)
     print(f"Exported and compared: {Path(options.output).resolve()}")
     return 0
 
 
-def _say_steps() -> None:
+@contextmanager
+def _steps_said() -> Iterator[None]:
     """Minutes pass between what it says: an environment is made, another library works."""
-    logger = logging.getLogger("trim_trainer.exporting")
-    logger.addHandler(logging.StreamHandler())
+    logger, handler = logging.getLogger("trim_trainer.exporting"), logging.StreamHandler()
+    logger.addHandler(handler)
     logger.setLevel(logging.INFO)
-    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _print(report) -> None:
