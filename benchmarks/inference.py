@@ -4,7 +4,7 @@
     python benchmarks/inference.py --geometry llama-1.1b --formats transformers:float32 openvino:int8
 
 Each row is a format, a runtime with the way in which it stores weights. Of each, the model at full, half and a quarter of
-its depth (rounded up) is held in a process of its own, beside full depth in the first format. Round by round each of
+its depth (rounded up) is held in a process of its own, beside full depth in the baseline. Round by round each of
 these four does its work once, the order turning around; ratios are those of one round, as the median with its 95 %
 interval. Values of weights do not matter: of a geometry they are random, and the last layers are those that go.
 
@@ -101,9 +101,8 @@ def as_format(runtime: str, weights: str, checkpoint: Path, folder: Path) -> tup
     interpreter, output = find_interpreter(target.environment), folder / f"{runtime}-{weights}-{checkpoint.name}"
     texts = [torch.randint(32000, (64,)).tolist() for _ in range(16)] if target.needs_texts else []
     target.make(interpreter, checkpoint, output, weights, texts)
-    files = {path for pattern in target.model_files for path in output.glob(pattern)}
     how = "exact" if weights == target.exact else "usual"
-    return interpreter, output, how, sum(path.stat().st_size for path in files)
+    return interpreter, output, how, target.num_bytes(output)
 
 
 def measure(sessions: dict, work: str, num_rounds: int) -> dict:

@@ -31,9 +31,7 @@ from trim_trainer.exporting.targets import TARGETS
 def folder(tmp_path_factory):
     """A trimmed checkpoint with its history, and a task with choices."""
     folder = tmp_path_factory.mktemp("export")
-    make_model().save_pretrained(folder / "whole")
-    make_tokenizer().save_pretrained(folder / "whole")
-    assert main(["drop", str(folder / "whole"), "--layers", "2,4", "--output", str(folder / "trimmed")]) == 0
+    exports.save_trimmed(folder)
     Dataset.from_list(make_examples(40)).to_json(folder / "colours.jsonl")
     task = {"dataset_name": str(folder / "colours.jsonl"), "dataset_test_split": "train"}
     (folder / "colours.yaml").write_text(yaml.safe_dump(task))

@@ -7,6 +7,7 @@ import pytest
 import yaml
 import zoo
 from datasets import Dataset
+from exports import save_trimmed
 from tiny import make_examples, make_model, make_tokenizer
 
 from trim_trainer import export
@@ -55,9 +56,7 @@ def trimmed(tmp_path_factory):
     def make(model_type):
         if not (folder / model_type).exists():
             # the attention of ONNX Runtime takes heads that are multiples of 16
-            make_model(model_type, head_dim=16).save_pretrained(folder / "whole")
-            make_tokenizer().save_pretrained(folder / "whole")
-            assert main(["drop", str(folder / "whole"), "--layers", "2,4", "--output", str(folder / model_type)]) == 0
+            save_trimmed(folder, model_type, make_model(model_type, head_dim=16))
             Dataset.from_list(make_examples(40)).to_json(folder / "colours.jsonl")
             task = {"dataset_name": str(folder / "colours.jsonl"), "dataset_test_split": "train"}
             (folder / model_type / "recipe.yaml").write_text(yaml.safe_dump(task))

@@ -1,13 +1,23 @@
 """A target that needs no other environment: the checkpoint again, run by Transformers in a process of its own."""
 
 import torch
+from tiny import make_model, make_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from trim_trainer.cli.main import main
 from trim_trainer.exporting.environments import Environment
 from trim_trainer.exporting.target import Target
 from trim_trainer.hub import export_card
 
 HERE = Environment("here", (), (), check="import torch", modules=("torch",))
+
+
+def save_trimmed(folder, name="trimmed", model=None):
+    """A trimmed checkpoint with its history, as `trim-trainer drop` leaves it, beside the whole one; returns its folder."""
+    (model or make_model()).save_pretrained(folder / "whole")
+    make_tokenizer().save_pretrained(folder / "whole")
+    assert main(["drop", str(folder / "whole"), "--layers", "2,4", "--output", str(folder / name)]) == 0
+    return folder / name
 
 
 def make_target(spoil=lambda model: None):

@@ -4,11 +4,10 @@ import json
 import shutil
 
 import pytest
+from exports import save_trimmed
 from hub import WRITE_TOKEN, HubServer
 from publishing import command
-from tiny import make_model, make_tokenizer
 
-from trim_trainer.cli.main import main
 from trim_trainer.hub.export_card import LOADING, write_export_card
 from trim_trainer.hub.staging import sha256
 from trim_trainer.records.export_report import Agreement, ExportReport
@@ -25,11 +24,7 @@ FILES = {
 
 @pytest.fixture(scope="module")
 def trimmed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("trimmed")
-    make_model().save_pretrained(folder / "whole")
-    make_tokenizer().save_pretrained(folder / "whole")
-    assert main(["drop", str(folder / "whole"), "--layers", "2,4", "--output", str(folder / "out")]) == 0
-    return folder / "out"
+    return save_trimmed(tmp_path_factory.mktemp("trimmed"), "out")
 
 
 @pytest.fixture

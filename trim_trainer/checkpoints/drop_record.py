@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PretrainedConfig
-from transformers.utils import cached_file
 
 from .. import __version__
 from ..architectures.configs import num_layers
@@ -20,7 +19,7 @@ from ..records.facts import CardFacts
 from ..records.files import CARD_NAME, HISTORY_NAME
 from ..records.history import TrimHistory
 from ..records.measurement import Measurement
-from .loading import Source
+from .loading import Source, find_file
 from .older_readers import oldest_reader
 
 logger = logging.getLogger(__name__)
@@ -102,5 +101,5 @@ def _said_of(source: Source) -> dict[str, Any]:
 
 
 def _read(path: str, name: str, revision: str) -> str | None:
-    found = cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
-    return None if found is None else Path(found).read_text(encoding="utf-8")
+    found = find_file(path, name, revision)
+    return None if found is None else found.read_text(encoding="utf-8")

@@ -183,6 +183,12 @@ class Source:
         return merge(adapted, adapted)
 
 
+def find_file(path: str, name: str, revision: str = "main") -> Path | None:
+    """A file beside a checkpoint, in its folder or on the Hub; None: there is none."""
+    found = cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+    return None if found is None else Path(found)
+
+
 def default_device() -> str:
     """The accelerator if there is one, else the CPU."""
     return str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"

@@ -47,7 +47,7 @@ def evaluate(arguments: list[str]) -> int:
     if options.output is not None:
         check_file("--output", options.output)
         Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-    found = evaluate_models(
+    reports = evaluate_models(
         options.models,
         [read_task(path, options.limit) for path in options.task],
         python=options.python,
@@ -56,7 +56,6 @@ def evaluate(arguments: list[str]) -> int:
         has_lm_eval=options.lm_eval,
         trust_remote_code=options.trust_remote_code,
     )
-    reports = list(found)
     memory = options.memory or _memory_of_gpu() or memory_beside([report.measured for report in reports])
     numbers = json.dumps([_with_serving(report, options.sequence_length, memory) for report in reports], indent=1)
     if options.output is not None:

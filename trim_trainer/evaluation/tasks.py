@@ -4,11 +4,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from datasets import Dataset, IterableDataset
-from transformers.utils import cached_file
 from trl import TrlParser
 
 from ..causes import tell
-from ..checkpoints.loading import Source
+from ..checkpoints.loading import Source, find_file
 from ..data.choices import check_choices
 from ..data.examples import ScoredExample
 from ..data.preparation import ProcessingClass, TextSettings, prepare_alone, read_rows
@@ -84,21 +83,19 @@ def find_task(source: Source, limit: int | None = None) -> Task | None:
     """The evaluation set of the run that left a checkpoint, by the recipe beside it; None: no recipe names its data.
 
     Raises:
-        ValueError: the recipe cannot be read, or its data cannot be loaded from here.
+        ValueError: the recipe cannot be read, or its data cannot be used from here.
     """
-    found = cached_file(
-        source.path, RECIPE_NAME, revision=source.revision, _raise_exceptions_for_missing_entries=False
-    )
+    found = find_file(source.path, RECIPE_NAME, source.revision)
     if found is None:
         return None
     task = replace(read_task(found, limit), name=EVALUATION)
     if task.script.dataset_name is None and not task.script.datasets:
         return None
     try:
-        task.load()
+        task.check()
     except (ValueError, OSError) as error:
         raise ValueError(
-            f"The data of {RECIPE_NAME} beside {source.path!r} cannot be loaded: {tell(error)} Name another recipe with "
+            f"The data of {RECIPE_NAME} beside {source.path!r} cannot be used: {tell(error)} Name another recipe with "
             "--task, or none with --task none."
         ) from error
     return task

@@ -122,7 +122,7 @@ def _needs_cpu_index(pip: list[str]) -> bool:
     if torch.accelerator.is_available() or sys.platform == "darwin":
         return False
     asked = [*pip, "--dry-run", "--no-deps", "--report", "-", _torch()]
-    said = subprocess.run(asked, capture_output=True, text=True)
+    said = subprocess.run(asked, capture_output=True, text=True, env=alone())
     try:
         (found,) = json.loads(said.stdout)["install"]
     except (ValueError, KeyError):
@@ -131,9 +131,8 @@ def _needs_cpu_index(pip: list[str]) -> bool:
 
 
 def _run(step: list[str], environment: Environment) -> None:
-    done = subprocess.run(step, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise _failed(environment, reason(done.stderr) or f"exit status {done.returncode}")
+    if (why := why_failed(step)) is not None:
+        raise _failed(environment, why)
 
 
 def _failed(environment: Environment, why: str) -> ExportError:
@@ -144,9 +143,19 @@ def _failed(environment: Environment, why: str) -> ExportError:
 
 
 def _why_not(interpreter: Path, environment: Environment) -> str | None:
-    step = [interpreter, "-I", "-c", environment.check]
-    done = subprocess.run(step, capture_output=True, text=True)
-    return None if done.returncode == 0 else reason(done.stderr)
+    return why_failed([interpreter, "-I", "-c", environment.check])
+
+
+def why_failed(step: list) -> str | None:
+    """Run a program, one that sees none of this one's packages, and say why it failed; None: it did not."""
+    done = subprocess.run(list(map(str, step)), capture_output=True, text=True, env=alone())
+    return None if done.returncode == 0 else reason(done.stderr) or f"exit status {done.returncode}"
+
+
+def alone() -> dict[str, str]:
+    """The environment variables of a process that shall see nothing of this one's packages, and no Hub."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    return kept | {"HF_HUB_OFFLINE": "1"}
 
 
 def reason(said: str) -> str:

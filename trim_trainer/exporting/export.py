@@ -5,8 +5,8 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -90,12 +90,15 @@ def export(
     with tempfile.TemporaryDirectory(prefix=f".{output.name}-partial-", dir=output.parent) as temporary:
         made = Path(temporary) / output.name
         with _as_folder(source, tokenizer, Path(temporary)) as checkpoint:
-            num_bytes_before = _num_bytes(checkpoint, find_layouts(checkpoint)[0].shards)
+            shards = find_layouts(checkpoint)[0].shards
+            facts = {
+                "source": str(model),
+                "num_bytes_before": sum((checkpoint / name).stat().st_size for name in shards),
+            }
             logger.info("Exporting %s to %s, weights in %s.", model, target.title, weights)
             target.make(interpreter, checkpoint, made, weights, texts)
         logger.info("Comparing it with the checkpoint.")
-        report = _compare(source, target, weights, made, interpreter, tokenizer, task)
-        report = replace(report, source=str(model), num_bytes_before=num_bytes_before)
+        report = _compare(source, target, weights, made, interpreter, tokenizer, task, facts)
         history = read_history(source.path, source.revision)
         if history is not None:
             history.save(made)
@@ -110,9 +113,11 @@ def export(
 def _read_task(task: str | Path | Task | None, source: Source, num_examples: int) -> Task | None:
     if task is None:
         return find_task(source, num_examples)
-    if isinstance(task, Task):
-        return task
-    return None if str(task).lower() == NO_TASK else read_task(task, num_examples)
+    if str(task).lower() == NO_TASK:
+        return None
+    task = task if isinstance(task, Task) else read_task(task, num_examples)
+    task.check()
+    return task
 
 
 def _check(source: Source, config, target: Target, task: Task | None) -> None:
@@ -130,8 +135,6 @@ def _check(source: Source, config, target: Target, task: Task | None) -> None:
         raise ValueError(
             f"`task` is needed for {target.name!r}, which rounds weights by what they do to training texts."
         )
-    if task is not None:
-        task.check()
 
 
 @contextmanager
@@ -149,8 +152,16 @@ def _as_folder(source: Source, tokenizer: PreTrainedTokenizerBase, temporary: Pa
 
 
 def _compare(
-    source: Source, target: Target, weights: str, made: Path, interpreter: Path, tokenizer, task: Task | None
+    source: Source,
+    target: Target,
+    weights: str,
+    made: Path,
+    interpreter: Path,
+    tokenizer,
+    task: Task | None,
+    facts: dict[str, Any],
 ) -> ExportReport:
+    """Compare what was made with its checkpoint, and report that with the facts that are known."""
     loaded = source.load_model("float32").to(default_device()).eval()
     examples = [] if task is None else task.examples(source.load_processing_class())
     prompts = [tokenizer(text)["input_ids"] for text in TEXTS]
@@ -164,21 +175,19 @@ def _compare(
         before = measure_quality(loaded, examples, choose_layout(loaded, examples))
         with Session(interpreter, target.name, made) as session:  # as it is served
             after = measure_exported(session, examples)
-    names = {path.name for pattern in target.model_files for path in made.glob(pattern)}
     return ExportReport(
         target=target.name,
         weights=weights,
-        source=source.path,
         num_layers=num_layers(loaded.config),
         num_parameters=loaded.num_parameters(),
-        num_bytes=_num_bytes(made, names),
-        num_bytes_before=0,
+        num_bytes=target.num_bytes(made),
         agreement=agreement,
         task=task and task.name,
         before=before,
         after=after,
         versions=versions,
         files={path.name: sha256(path) for path in sorted(made.iterdir()) if path.is_file()},
+        **facts,
     )
 
 
@@ -200,7 +209,3 @@ def _judge(agreement: Agreement, target: Target, weights: str) -> None:
             f"with rises by {rise:.1f} nats per token, more than rounding does ({MAX_RISE:g} at most). Nothing was kept; "
             f"{'see with --weights ' + target.exact + ' whether rounding is the cause' if target.exact else 'take more bits'}."
         )
-
-
-def _num_bytes(folder: Path, names) -> int:
-    return sum((folder / name).stat().st_size for name in names)

@@ -1,6 +1,5 @@
 """Exported models beside checkpoints: the same facts, measured in the runtime that serves them."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from ..checkpoints.loading import Source
@@ -18,8 +17,8 @@ from .verification import measure_exported
 
 def evaluate_models(
     models: list[str], tasks: list[Task], *, python: str | None = None, **options
-) -> Iterable[CheckpointReport]:
-    """Measure checkpoints and exported models one after the other, each in a process of its own.
+) -> list[CheckpointReport]:
+    """Measure checkpoints, then exported models, one after the other, each in a process of its own.
 
     Args:
         models: As for `evaluate_checkpoints`, or folders that `export` wrote.
@@ -33,14 +32,12 @@ def evaluate_models(
         OSError: no such model.
     """
     found = {model: ExportReport.load(Path(model)) for model in models if (Path(model) / EXPORT_NAME).is_file()}
-    for task in tasks if found else ():
-        task.check()
     interpreters = {model: find_interpreter(TARGETS[each.target].environment, python) for model, each in found.items()}
-    for model in models:
-        if model in found:
-            yield _measure(model, found[model], interpreters[model], tasks)
-        else:
-            yield from evaluate_checkpoints([model], tasks, **options)
+    checkpoints = iter(evaluate_checkpoints([model for model in models if model not in found], tasks, **options))
+    return [
+        _measure(model, found[model], interpreters[model], tasks) if model in found else next(checkpoints)
+        for model in models
+    ]
 
 
 def _measure(model: str, report: ExportReport, interpreter: Path, tasks: list[Task]) -> CheckpointReport:

@@ -1,38 +1,28 @@
 """An exported model in a process of its own environment, and what is asked of it."""
 
 import json
-import os
 import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from .environments import ExportError, reason
+from .environments import ExportError, alone, reason, why_failed
 
 _RUNNER = Path(__file__).parent / "runners" / "hold.py"
 
 
-def run_step(step: list, what: str, **environment: str) -> str:
-    """Run a program of another environment, and return what it printed.
+def run_step(step: list, what: str) -> None:
+    """Run a program of another environment.
 
     Args:
         step: Its words.
-        what: It does, in words, for the error.
-        environment: Variables for it.
+        what: It could not do, in words, for the error.
 
     Raises:
         ExportError: it failed.
     """
-    done = subprocess.run(list(map(str, step)), capture_output=True, text=True, env=alone(environment))
-    if done.returncode != 0:
-        raise ExportError(f"{what}: {reason(done.stderr) or f'exit status {done.returncode}'}")
-    return done.stdout
-
-
-def alone(environment: dict[str, str] | None = None) -> dict[str, str]:
-    """The environment variables of a process that shall see nothing of this one's packages, and no Hub."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
-    return kept | {"HF_HUB_OFFLINE": "1"} | (environment or {})
+    if (why := why_failed(step)) is not None:
+        raise ExportError(f"{what}: {why}")
 
 
 class Session:

@@ -40,3 +40,8 @@ class Target:
     def title(self) -> str:
         """In words."""
         return TITLES[self.name]
+
+    def num_bytes(self, folder: Path) -> int:
+        """Of the weights in what it wrote."""
+        files = {path for pattern in self.model_files for path in folder.glob(pattern)}
+        return sum(path.stat().st_size for path in files)

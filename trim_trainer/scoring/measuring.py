@@ -43,7 +43,8 @@ def measure_model(
         facts["decode_tokens_per_second"] = measure_tokens_per_second(model)
     if "num_bytes" not in facts:
         facts["num_bytes"] = None if is_quantized(model) else model.get_memory_footprint() - sum(_sizes(adapters))
-    facts.setdefault("cache", measure_cache(model))
+    if "cache" not in facts:
+        facts["cache"] = measure_cache(model)
     return Measurement(
         depth=len(find_layers(model)),
         num_parameters=model.num_parameters() - sum(parameter.numel() for parameter in adapters),
