@@ -6,11 +6,13 @@ from dataclasses import dataclass, replace
 
 import torch
 import zoo
+from seams import Seams, check_seams
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from trim_trainer import droppable_layers, verify_checkpoint
 from trim_trainer.architectures.configs import num_layers
 from trim_trainer.architectures.errors import LayerConstraintError, UnsupportedArchitectureError
+from trim_trainer.architectures.halves import find_halves
 from trim_trainer.architectures.modules import find_stacks
 from trim_trainer.surgery.drop import drop_layers
 from trim_trainer.surgery.full_depth import full_depth_twin
@@ -47,13 +49,16 @@ class Report:
     name: str
     model_class: str
     droppable: tuple[int, ...] = ()
+    seams: Seams | None = None  # None: its layers have no halves to join, see `no_seams`
+    no_seams: str | None = None
     outcomes: tuple[Outcome, ...] = ()
     refusal: str | None = None
 
     @property
     def is_exact(self):
         """Every drop set that is allowed gives the same function, in memory and reloaded; there is one at least."""
-        return any(o.is_exact for o in self.outcomes) and not any(o.problem for o in self.outcomes)
+        is_exact = any(o.is_exact for o in self.outcomes) and not any(o.problem for o in self.outcomes)
+        return is_exact and (self.seams is None or self.seams.problem is None)
 
 
 def facts(kind):
@@ -71,8 +76,29 @@ def check(name, kind):
     except UnsupportedArchitectureError as error:
         assert_refused(model, inputs, (1,), UnsupportedArchitectureError)
         return replace(report, refusal=str(error))
+    report = replace(report, **try_seams(name, kind, model, inputs))
     sets = [*DROP_SETS, *allowed_sets(model, report.droppable)]
     return replace(report, outcomes=tuple(try_drop(name, kind, model, inputs, layers) for layers in sets))
+
+
+def try_seams(name, kind, model, inputs):
+    """What the report says of seams."""
+    try:
+        find_halves(model.config)
+    except UnsupportedArchitectureError as error:
+        return {"no_seams": str(error)}
+
+    def differ(one, other):
+        far = (one - other).abs().max()
+        return None if far <= WIDE_TOLERANCE.get(name, TOLERANCE) else f"joined differs from skipped by {far:.2g}"
+
+    def reload(trimmed, expected):
+        with tempfile.TemporaryDirectory() as folder:
+            trimmed.save_pretrained(folder)
+            loaded, info = AUTO[kind].from_pretrained(folder, output_loading_info=True)
+        return find_problem(name, kind, trimmed, loaded, info, expected, inputs)
+
+    return {"seams": check_seams(model, inputs, differ, reload)}
 
 
 def allowed_sets(model, droppable):

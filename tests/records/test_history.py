@@ -52,11 +52,11 @@ def test_a_history_of_the_first_format_is_read_as_the_same_history(tmp_path):
     assert history.card.tags == ("trl",) and history.card.paper is None
     history.save(tmp_path)
     assert TrimHistory.load(tmp_path) == history
-    assert history.format_version == 2
+    assert history.format_version == 3
 
 
 def test_a_history_of_a_newer_format_is_refused(tmp_path):
     path = make_history().save(tmp_path)
-    path.write_text(path.read_text().replace('"format_version": 2', '"format_version": 99'))
+    path.write_text(path.read_text().replace('"format_version": 3', '"format_version": 99'))
     with pytest.raises(ValueError, match="`format_version`.*is 99.*Upgrade"):
         TrimHistory.load(tmp_path)

@@ -69,6 +69,19 @@ LAYOUTS_OF = {
 }
 
 
+@pytest.mark.parametrize("name", ["lfm2", "jamba", "qwen3_next"])
+def test_a_state_that_leaks_is_noticed_where_the_examples_that_are_tried_do_not_show_it(name):
+    """The longest and the shortest example have one token behind the first choice, or are texts with rows of their own."""
+    prompt, model = tuple(range(10, 30)), zoo.make(name)
+    choices = [((7, 8, 9), (6,)), ((5,), (4,)), ((40, 41, 42), (50, 51, 52))]
+    questions = [ScoredExample(prompt[:size], pair, pair) for size, pair in zip((20, 3, 5), choices, strict=True)]
+    texts = [ScoredExample(prompt, ((end, 3, 4),), ((end, 3, 4),)) for end in (5, 6, 7, 8)]
+    texts += [ScoredExample(prompt[::-1], (prompt,), (prompt,)), ScoredExample((3, 4), ((9,),), ((9,),))]
+    for examples in (questions, texts):
+        found = score_choices(model, examples, choose_layout(model, examples))
+        assert_close(found, score_choices(model, examples, ONE_BY_ONE), atol=1e-4, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", LAYOUTS_OF)
 def test_the_fastest_exact_layout_is_found(name):
     model, examples = zoo.make(name), draw_examples(3)

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGenerat
 
 from trim_trainer import drop_layers, droppable_layers
 from trim_trainer.architectures.errors import LayerConstraintError, UnsupportedArchitectureError
+from trim_trainer.architectures.kept import Kept
 from trim_trainer.architectures.modules import find_layers
 from trim_trainer.architectures.table import ARCHITECTURES
 from trim_trainer.surgery.backup import LayerBackup
@@ -211,7 +212,7 @@ def test_image_features_keep_their_layers():
     config = zoo.make_config("granite4_vision")
     config.deepstack_layer_map, config.spatial_target_layers = [[0, 1], [1, 4]], [2]
     assert droppable_layers(config) == (0, 3, 5)
-    trimmed = trimmed_config(config, (1, 2, 4, 5))
+    trimmed = trimmed_config(config, Kept((1, 2, 4, 5), 6))
     assert [list(pair) for pair in trimmed.deepstack_layer_map] == [[0, 0], [1, 2]]
     assert list(trimmed.spatial_target_layers) == [1]
     assert trimmed.text_config.num_hidden_layers == 4

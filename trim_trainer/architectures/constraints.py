@@ -53,7 +53,7 @@ def keeps_image_layers(whole: dict[str, Any], kept: Kept) -> str | None:
     listed = {layer for _, layer in whole.get("deepstack_layer_map") or []} | set(
         whole.get("spatial_target_layers") or []
     )
-    wrong = [layer for layer in kept.dropped if layer < num_first or layer in listed]
+    wrong = [layer for layer in kept.touched if layer < num_first or layer in listed]
     return f"features of the image are added to {name_layers(wrong)}" if wrong else None
 
 
@@ -117,7 +117,7 @@ def keeps_residual_blocks(fields: dict[str, Any], kept: Kept) -> str | None:
     """Inkling 2 sums every `n_layers_per_attn_res_block` layers into a source of later layers."""
     size = fields["n_layers_per_attn_res_block"]
     last_block = (kept.depth - 1) // size * size  # its layers feed no later block; its first one starts it
-    wrong = [layer for layer in kept.dropped if layer <= last_block]
+    wrong = [layer for layer in kept.touched if layer <= last_block]
     if not wrong:
         return None
     return f"{name_layers(wrong)} belong to blocks of {size} that later layers read (`n_layers_per_attn_res_block`)"

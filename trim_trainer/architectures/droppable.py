@@ -12,14 +12,27 @@ from .configs import num_layers, text_path
 from .constraints import CONSTRAINTS, keeps_image_layers
 from .errors import LayerConstraintError
 from .fields import WHOLE_FIELDS
-from .kept import CannotSay, Kept, name_layers
+from .halves import find_halves
+from .kept import CannotSay, Cut, Kept, Seam, candidate_cuts, sublayers
 from .module_names import renumber_names
 from .rewriting import rewrite
 from .table import Architecture, find_architecture
 
 
-def trimmed_fields(config: PretrainedConfig, layers: tuple[int, ...]) -> dict[str, Any]:
-    """Return `config.to_dict()` of the same model with only `layers`.
+def keep_without(config: PretrainedConfig, cuts: Iterable[Cut]) -> Kept:
+    """What stays of the layers of a model when these layers and seams go.
+
+    Raises:
+        UnsupportedArchitectureError: the layers of this model have no halves that could be joined.
+        ValueError: a half would go twice.
+    """
+    cuts = tuple(cuts)
+    parts = find_halves(config).mlp if any(isinstance(cut, Seam) for cut in cuts) else ()
+    return Kept.without(num_layers(config), cuts, parts)
+
+
+def trimmed_fields(config: PretrainedConfig, kept: Kept) -> dict[str, Any]:
+    """Return `config.to_dict()` of the same model with only what is `kept`.
 
     Lists are selected from, never cut, so that each layer keeps its own type.
 
@@ -27,13 +40,10 @@ def trimmed_fields(config: PretrainedConfig, layers: tuple[int, ...]) -> dict[st
         UnsupportedArchitectureError: no layer of this model can be dropped.
         LayerConstraintError: no config describes these layers.
     """
-    kept = Kept(tuple(layers), num_layers(config))
     try:
         return _trim(config.to_dict(), text_path(config), find_architecture(config), kept)
     except CannotSay as reason:
-        raise LayerConstraintError(
-            f"Cannot drop {name_layers(kept.dropped)} of this {config.model_type!r} model: {reason}."
-        ) from None
+        raise LayerConstraintError(f"Cannot drop {kept} of this {config.model_type!r} model: {reason}.") from None
 
 
 def _trim(whole: dict[str, Any], path: tuple[str, ...], row: Architecture, kept: Kept) -> dict[str, Any]:
@@ -66,15 +76,34 @@ def droppable_layers(model: PreTrainedModel | PretrainedConfig, dropped: Iterabl
     Raises:
         UnsupportedArchitectureError: no layer of this model can be dropped.
     """
-    config = getattr(model, "config", model)
-    row, depth, gone = find_architecture(config), num_layers(config), set(dropped)
-    whole, path = config.to_dict(), text_path(config)
+    return tuple(cut for cut in droppable_cuts(model, dropped) if not isinstance(cut, Seam))
 
-    def can_go(layer: int) -> bool:
-        left = tuple(number for number in range(depth) if number not in gone | {layer})
+
+def droppable_cuts(
+    model: PreTrainedModel | PretrainedConfig, dropped: Iterable[Cut] = (), with_seams: bool = False
+) -> tuple[Cut, ...]:
+    """Return the layers, and the seams between them, that can be dropped in addition to `dropped`, in the model's order.
+
+    Args:
+        model: A causal LM, or its config.
+        dropped: Layers and seams that are taken as gone. What shares a half with one of them cannot go.
+        with_seams: Whether seams may go.
+
+    Raises:
+        UnsupportedArchitectureError: no layer of this model can be dropped; or its layers have no halves.
+    """
+    config = getattr(model, "config", model)
+    row, depth, gone = find_architecture(config), num_layers(config), tuple(dropped)
+    parts = find_halves(config).mlp if with_seams else ()
+    whole, path = config.to_dict(), text_path(config)
+    taken = {sublayer for cut in gone for sublayer in sublayers(cut)}
+
+    def can_go(cut: Cut) -> bool:
+        if taken & set(sublayers(cut)) or len(gone) + 1 >= depth:
+            return False
         try:
-            return bool(left) and bool(_trim(whole, path, row, Kept(left, depth)))
+            return bool(_trim(whole, path, row, Kept.without(depth, (*gone, cut), parts)))
         except CannotSay:
             return False
 
-    return tuple(layer for layer in range(depth) if layer not in gone and can_go(layer))
+    return tuple(cut for cut in candidate_cuts(depth, with_seams) if can_go(cut))

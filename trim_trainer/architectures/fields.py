@@ -130,5 +130,72 @@ FIELDS: dict[str, Callable[[Any, Kept], Any]] = {
     **dict.fromkeys(("num_nextn_predict_layers", "num_mtp_layers"), lambda count, kept: 0 if count else count),
 }
 
+# Which half of a layer a field is about: what it says of joined layers comes from there.
+_ATTENTION, _MLP = "attention", "mlp"
+HALF_OF: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            "layer_types",
+            "layers_block_type",
+            "no_rope_layers",
+            "layer_rope_theta",
+            "indexer_types",
+            "num_attention_heads_per_layer",
+            "attn_layers",
+            "attention_layers",
+            "attn_layer_indices",
+            "full_attn_idxs",
+            "compress_ratios",
+            "local_layer_ids",
+            "rope_scaling_layers",
+            "linear_attn_config",
+            "block_types",
+            "attention_types",
+            "max_window_layers",
+            "num_kv_shared_layers",
+            "kv_source_layers",
+            "attn_layer_period",
+            "attn_layer_offset",
+        ),
+        _ATTENTION,
+    ),
+    **dict.fromkeys(
+        (
+            "mlp_layer_types",
+            "activation_sparsity_pattern",
+            "swiglu_limits",
+            "swiglu_limits_shared",
+            "moe_topk",
+            "intermediate_size",
+            "moe_layers",
+            "first_k_dense_replace",
+            "num_dense_layers",
+            "num_hash_layers",
+            "decoder_sparse_step",
+            "mlp_only_layers",
+            "expert_layer_period",
+            "expert_layer_offset",
+            "moe_layer_start_index",
+            "moe_layer_end_index",
+            "moe_layer_interval",
+        ),
+        _MLP,
+    ),
+}
+
+
+def of_half(name: str, kept: Kept) -> Kept:
+    """What stays, as the half that a field is about has it.
+
+    Raises:
+        CannotSay: halves of two layers are joined, and it is not known which of them the field is about.
+    """
+    if not kept.is_joined:
+        return kept
+    if name not in HALF_OF:
+        raise CannotSay(f"`{name}` says something of each layer, and it is not known of which half")
+    return kept.of_mlps if HALF_OF[name] == _MLP else kept.of_attention
+
+
 # The same for the config of a composite model, around that of its text decoder.
 WHOLE_FIELDS = {"deepstack_layer_map": renumber_pairs, "spatial_target_layers": renumber}

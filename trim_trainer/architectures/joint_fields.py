@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from .fields import of_half
 from .kept import CannotSay, Kept
 
 # Several fields at a time: rule(fields, kept) -> new values.
@@ -16,14 +17,14 @@ def dense_layers(fields: dict[str, Any], kept: Kept) -> dict[str, Any]:
         return {}
     listed = fields.get("mlp_only_layers") or []
     dense = [layer for layer in range(kept.depth) if layer in listed or (layer + 1) % step]
-    return {"decoder_sparse_step": 1, "mlp_only_layers": kept.renumber(dense)}
+    return {"decoder_sparse_step": 1, "mlp_only_layers": of_half("mlp_only_layers", kept).renumber(dense)}
 
 
 def periodic(period: str, offset: str) -> Callable[[dict, Kept], dict]:
     """Layers of one kind at `offset` of every `period`: what is left must be periodic again (Jamba)."""
 
     def rule(fields: dict[str, Any], kept: Kept) -> dict[str, Any]:
-        is_special = [layer % fields[period] == fields[offset] for layer in kept.layers]
+        is_special = [layer % fields[period] == fields[offset] for layer in of_half(period, kept).layers]
         for new_period in range(1, len(is_special) + 2):
             for new_offset in range(new_period):
                 if is_special == [layer % new_period == new_offset for layer in range(len(is_special))]:
@@ -42,7 +43,7 @@ def expert_range(fields: dict[str, Any], kept: Kept) -> dict[str, Any]:
     def has_experts(layer: int, start: int, end: int, interval: int) -> bool:
         return (layer + 1) % interval == 0 and start <= layer <= end
 
-    wanted = [has_experts(layer, start, end, interval) for layer in kept.layers]
+    wanted = [has_experts(layer, start, end, interval) for layer in of_half("moe_layer_interval", kept).layers]
     numbers = [layer for layer, is_sparse in enumerate(wanted) if is_sparse] or [len(wanted)]
     for new_interval in range(1, len(wanted) + 1):
         new = (numbers[0], numbers[-1], new_interval)

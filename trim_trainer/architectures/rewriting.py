@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from .fields import FIELDS
+from .fields import FIELDS, HALF_OF, of_half
 from .joint_fields import dense_layers
 from .kept import CannotSay, Kept
 
@@ -94,10 +94,7 @@ def stale_fields(fields: dict[str, Any]) -> set[str]:
 
 def _apply(name: str, value: Any, kept: Kept) -> Any:
     if name in FIELDS:
-        try:
-            return FIELDS[name](value, kept)
-        except CannotSay as error:
-            raise CannotSay(f"`{name}`: {error}") from None
+        return _change(name, value, kept)
     if (
         isinstance(value, list)
         and len(value) == kept.depth
@@ -106,3 +103,16 @@ def _apply(name: str, value: Any, kept: Kept) -> Any:
     ):
         raise CannotSay(f"`{name}` has an entry per layer and is not known; please report this model type")
     return value
+
+
+def _change(name: str, value: Any, kept: Kept) -> Any:
+    """A field as its rule changes it; where halves of two layers are joined, as the half has it that it is about."""
+    rule = FIELDS[name]
+    try:
+        if kept.is_joined and name not in HALF_OF:
+            new = rule(value, kept.of_attention)
+            if new == rule(value, kept.of_mlps):
+                return new
+        return rule(value, of_half(name, kept))
+    except CannotSay as error:
+        raise CannotSay(f"`{name}`: {error}") from None

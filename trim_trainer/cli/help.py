@@ -14,7 +14,7 @@ GROUPS = {
         "heal_depths", "max_metric_drop", "protected_layers",
     ),
     "which layers go": (
-        "importance", "calibration_size", "calibration_metric", "scan_batch_tokens", "racing_confidence",
+        "trim_unit", "importance", "calibration_size", "calibration_metric", "scan_batch_tokens", "racing_confidence",
     ),
     "what trains and recovers": (
         "scale_learning_rate", "sparse_update_ratio", "compensation_size", "distill_from", "distill_weight", "distill_temperature",

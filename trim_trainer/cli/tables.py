@@ -7,13 +7,14 @@ from rich.console import Console
 from rich.table import Table
 
 from ..comparison.methods import METHODS, RECIPE
+from ..records.history import name_dropped
 from ..records.measurement import EVALUATION
 
 
 def describe_drop(history, state) -> str:
     """One line about the last drop."""
     last = history.rounds[-1]
-    layers = ", ".join(f"{layer} (score {last.score_of(layer):+.4f})" for layer in last.dropped)
+    layers = ", ".join(f"{name_dropped([layer])} (score {last.score_of(layer):+.4f})" for layer in last.dropped)
     return (
         f"step {last.step}/{state.max_steps}: dropped layer {layers}; {history.calibration_metric} {last.metric:.3f} "
         f"→ {last.metric_after:.3f}; {last.depth_after} layers left; {last.decode_tokens_per_second:.1f} tokens/s; "
@@ -48,7 +49,7 @@ def print_summary(trainer) -> None:
     if ratio is not None:
         print(f"Tokens/s of this model to those of the untrimmed one: {ratio}.")
     scans = history.calibration_seconds
-    print(f"Dropped, in order: {', '.join(map(str, history.dropped))}. Calibration took {scans:.0f} s.")
+    print(f"Dropped, in order: {name_dropped(history.dropped)}. Calibration took {scans:.0f} s.")
     if history.stopped is not None:
         print(f"Dropping stopped early: {history.stopped}.")
     print(f"Saved, reloaded and compared: {Path(trainer.args.output_dir).resolve()}")

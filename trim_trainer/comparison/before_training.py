@@ -7,6 +7,7 @@ from ..importance.criteria import criterion_name
 from ..records.history import TrimHistory
 from ..recovery.quality_floor import QualityFloor
 from ..training.compensating import choose_compensation_size
+from ..training.config import SUBLAYER
 from ..training.protection import choose_protected_layers
 from ..training.sparse_update import choose_trained_layers, freeze_all_but
 from ..training.trainer import TrimTrainer
@@ -52,6 +53,7 @@ def drop_before_training(trainer: TrimTrainer, method: Method, calibration, dept
         # What the recipe protects belongs to its own criterion; controls drop what theirs says.
         protected_layers=protected if method.criterion is None else (),
         compensates=method.compensates,
+        with_seams=method.takes_seams or (method.criterion is None and args.trim_unit == SUBLAYER),
         measures_drops=False,
     )
     history = TrimHistory(num_layers, depth, criterion_name(criterion), metric, len(examples))

@@ -15,6 +15,7 @@ from ..data.splits import example_key, first_rows
 from ..evaluation.quiet import quiet_libraries
 from ..evaluation.tasks import Task
 from ..recipe import Recipe, load_splits, make_trainer
+from ..records.history import Dropped
 from ..records.measurement import Measurement
 from ..scoring.measuring import measure_model
 from ..scoring.speed import (
@@ -22,10 +23,11 @@ from ..scoring.speed import (
     peak_memory_bytes,
 )
 from ..training.checks import split_calibration
+from ..training.config import LAYER, SUBLAYER
 from ..training.hooks import use_one_gpu
 from ..training.trimming import Trimming
 from .before_training import drop_before_training
-from .methods import METHODS, RECIPE
+from .methods import METHODS, RECIPE, Method
 
 RESULT = "result.json"
 # Examples of the calibration split, none of which layers are chosen on, by whose loss a learning rate is chosen.
@@ -67,8 +69,16 @@ class Cell:
             target_layers=self.depth if is_trimming else None,
             target_ratio=None,
             importance=(method.criterion if is_trimming else None) or recipe.training_args.importance,
+            trim_unit=_unit(method, recipe.training_args.trim_unit),
             max_steps=self.num_steps or recipe.training_args.max_steps,
         )
+
+
+def _unit(method: Method, asked: str) -> str:
+    """What goes at a time: as the recipe says, unless the method says so, or its criterion knows of layers only."""
+    if method.takes_seams:
+        return SUBLAYER
+    return asked if method.criterion is None else LAYER
 
 
 @dataclass(frozen=True)
@@ -77,7 +87,7 @@ class CellResult:
 
     cell: Cell
     settings: dict[str, Any]  # of the recipe
-    dropped: list[int]
+    dropped: list[Dropped]
     train_seconds: float  # with calibration and drops, without evaluation
     calibration_seconds: float
     num_train_tokens: int

@@ -17,6 +17,8 @@ class Method:
         criterion: By which layers are dropped, a name in `CRITERIA`; None: the recipe's own.
         drops: When layers are dropped: `"never"`, `"before"` training all at once, or `"while"` it trains, as the recipe
             says.
+        takes_seams: Halves of neighbouring layers may go too, whatever the recipe's `trim_unit`.
+        is_usual: Whether it is among those that are compared where none are named.
         compensates: Layers in front of dropped ones take over what they added, if the recipe sets `compensation_size`.
         num_last_trained: Train only the head and so many of the last layers; None: what the recipe says.
         trains: Whether anything trains; if not, there is one cell for all seeds and rates.
@@ -27,6 +29,8 @@ class Method:
     drops: Literal["never", "before", "while"] = "before"
     criterion: str | None = None
     compensates: bool = False
+    takes_seams: bool = False
+    is_usual: bool = True
     num_last_trained: int | None = None
     trains: bool = True
     paper: str | None = None
@@ -37,6 +41,10 @@ METHODS = {
     "full": Method("full depth", drops="never"),
     "progressive": Method(
         "progressive", drops="while", compensates=True, paper="https://huggingface.co/papers/2412.11242"
+    ),
+    "progressive_sublayers": Method(
+        "progressive, sublayers", drops="while", compensates=True, takes_seams=True, is_usual=False,
+        paper="https://huggingface.co/papers/2412.11242",
     ),
     "progressive_tail": Method("progressive, last layers", drops="while", criterion="tail", compensates=True),
     "one_shot": Method("one-shot, same criterion", compensates=True),
@@ -82,6 +90,8 @@ def distinct_methods(importance: str, compensates: bool = False) -> tuple[str, .
     """
     names, seen = [], set()
     for name, method in METHODS.items():
+        if not method.is_usual:
+            continue
         criterion = method.criterion or importance
         does_compensate = method.compensates and compensates
         what = (method.drops, criterion, does_compensate, method.num_last_trained, method.trains)

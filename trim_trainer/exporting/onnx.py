@@ -21,6 +21,8 @@ ENVIRONMENT = Environment(
     modules=("onnxruntime_genai", "onnx_ir", "onnxscript"),
 )  # fmt: skip
 
+# The builder's own way of rounding to four bits costs about twice the loss: docs/pages/faster.md has both.
+_QUANTIZER = ["algo_config=k_quant", "matmul_mixed_precision=last_matmul:int8"]
 
 _KNOWN = (
     "import inspect, sys; from onnxruntime_genai.models.builder import create_model; "
@@ -39,8 +41,11 @@ def make(interpreter: Path, source: Path, output: Path, weights: str, texts: lis
     with tempfile.TemporaryDirectory() as cache:
         step = [interpreter, "-m", "onnxruntime_genai.models.builder", "-i", source, "-o", output]
         step += ["-p", weights, "-e", "cpu", "-c", cache]
+        options = _QUANTIZER if weights == "int4" else []
         if json.loads((source / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings"):
-            step += ["--extra_options", "shared_embeddings=true"]
+            options = [*options, "shared_embeddings=true"]
+        if options:
+            step += ["--extra_options", *options]
         run_step(step, f"the builder of ONNX Runtime GenAI could not export {str(source)!r}")
 
 

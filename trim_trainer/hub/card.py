@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from ..records.facts import CardFacts
 from ..records.files import ADAPTER_DIR, IMPORTANCE_PLOT, METRIC_PLOT
-from ..records.history import TrimHistory
+from ..records.history import TrimHistory, name_dropped
 from ..records.measurement import EVALUATION, SEQUENCE_LENGTH, Measurement, Quality, memory_beside
 from ..records.statistics import wilson_interval
 from .merging import BEGIN, END
@@ -115,6 +115,8 @@ def template_environment() -> jinja2.Environment:
         loader=jinja2.PackageLoader("trim_trainer.hub"), undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
+    environment.filters["dropped"] = name_dropped
+    environment.filters["halves"] = lambda pairs: name_dropped(a if a == m else (a, m) for a, m in pairs)
     environment.filters["percent"] = lambda value: f"{100 * value:.1f} %"
     environment.filters["megabytes"] = lambda value: f"{value / 1e6:,.0f} MB"
     environment.filters["accuracy"] = _accuracy_with_interval

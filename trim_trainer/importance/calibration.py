@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from transformers import PreTrainedModel
 
+from ..architectures.kept import Cut, candidate_cuts
 from ..architectures.modules import find_layers
 from ..data.examples import ScoredExample
 from ..scoring.layout import Layout
@@ -25,7 +26,8 @@ class Settings:
     layers_per_trim: int = 1  # that are dropped at once
     racing_confidence: float | None = None  # None: every candidate is scored on every example
     seed: int = 0  # for the criteria that draw
-    takeovers: Mapping[int, Takeover] = field(default_factory=dict)  # layer -> what the one in front of it takes over
+    takeovers: Mapping[Cut, Takeover] = field(default_factory=dict)  # candidate -> what is taken over when it goes
+    with_seams: bool = False  # the seams between layers are scored too
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class Evidence:
 
     log_probs: torch.Tensor  # (choices,): of the model as it is, nats
     activation_norms: torch.Tensor | None  # (layers,), as in `LayerScan`
-    num_examples: tuple[int, ...] | None = None  # (layers,): that each score comes from; None: all of them
-    contenders: tuple[int, ...] | None = None  # of which the last goes; None: the one of the lowest score
+    num_examples: tuple[int, ...] | None = None  # (cuts,): that each score comes from; None: all of them
+    contenders: tuple[Cut, ...] | None = None  # of which the last goes; None: the one of the lowest score
 
 
 class Calibration:
@@ -45,7 +47,7 @@ class Calibration:
         model: A causal LM.
         examples: The calibration set.
         settings: How it is done.
-        candidates: Layers that may go; none: it is not known which, and all are scored.
+        candidates: Layers that may go, and seams; none: it is not known which, and all are scored.
         evidence: What the scan or the race found; None: neither has run.
     """
 
@@ -54,7 +56,7 @@ class Calibration:
         model: PreTrainedModel,
         examples: list[ScoredExample],
         settings: Settings,
-        candidates: tuple[int, ...] = (),
+        candidates: tuple[Cut, ...] = (),
     ):
         self.model, self.examples, self.settings, self.candidates = model, examples, settings, candidates
         self.evidence: Evidence | None = None
@@ -65,9 +67,14 @@ class Calibration:
         return len(find_layers(self.model))
 
     @cached_property
+    def cuts(self) -> tuple[Cut, ...]:
+        """What scores are of: the layers from front to back, and the seams between them if these are asked for."""
+        return tuple(candidate_cuts(self.num_layers, self.settings.with_seams))
+
+    @cached_property
     def scan(self) -> LayerScan:
         """The whole calibration set with every layer left out in turn."""
-        found = self._scan(self.examples, None)
+        found = self._scan(self.examples, list(self.cuts))
         if self.evidence is None:  # a race knows more: how many examples each score comes from
             self.evidence = Evidence(found.log_probs[0], found.activation_norms)
         return found
@@ -75,10 +82,10 @@ class Calibration:
     @cached_property
     def candidate_scan(self) -> LayerScan:
         """The same with every candidate left out in turn: layers that have to stay cost a pass and say nothing."""
-        if len(self.candidates) in (0, self.num_layers):
+        if len(self.candidates) in (0, len(self.cuts)):
             return self.scan
         found = self._scan(self.examples, list(self.candidates))
-        counts = [len(self.examples) * (layer in self.candidates) for layer in range(self.num_layers)]
+        counts = [len(self.examples) * (cut in self.candidates) for cut in self.cuts]
         self.evidence = Evidence(found.log_probs[0], found.activation_norms, tuple(counts))
         return found
 
@@ -95,10 +102,9 @@ class Calibration:
             settings.racing_confidence,
             settings.seed,
         )
-        num_examples = [0] * self.num_layers
-        for layer, number in zip(self.candidates, found.num_examples.tolist(), strict=True):
-            num_examples[layer] = number
-        self.evidence = Evidence(found.log_probs, found.activation_norms, tuple(num_examples))
+        counts = dict(zip(self.candidates, found.num_examples.tolist(), strict=True))
+        num_examples = tuple(counts.get(cut, 0) for cut in self.cuts)
+        self.evidence = Evidence(found.log_probs, found.activation_norms, num_examples)
         return found
 
     def let_the_last_go(self) -> None:
@@ -106,10 +112,10 @@ class Calibration:
         if self.is_racing:
             found = self.race.contenders
         else:
-            layers = self.candidates or tuple(range(self.num_layers))
+            cuts = self.candidates or self.cuts
             settings = self.settings
             harms = example_harms(self.candidate_scan.log_probs, self.examples, settings.metric)
-            found = find_contenders(harms, layers, layers, settings.metric, settings.layers_per_trim)
+            found = find_contenders(harms, cuts, cuts, settings.metric, settings.layers_per_trim)
         self.evidence = replace(self.evidence, contenders=found)
 
     @property
@@ -117,7 +123,7 @@ class Calibration:
         """Whether candidates stop early."""
         return self.settings.racing_confidence is not None
 
-    def _scan(self, examples: list[ScoredExample], candidates: list[int] | None) -> LayerScan:
+    def _scan(self, examples: list[ScoredExample], candidates: list[Cut]) -> LayerScan:
         settings = self.settings
         return scan_layers(
             self.model, examples, settings.layout, settings.batch_tokens, candidates, takeovers=settings.takeovers

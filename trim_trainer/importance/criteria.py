@@ -28,6 +28,7 @@ class Criterion:
     score: Callable[[Calibration], torch.Tensor]
     paper: str | None = None
     scans: bool = False  # leaves out each layer in turn, which is what takes time
+    takes_seams: bool = False  # scores the seams between layers as well as it does layers
     breaks_ties: bool = False  # equal scores: the layer with the largest activation norm goes first
     spares_first: bool = False  # the first third of the layers stays, unless it is said which do
 
@@ -45,11 +46,11 @@ def score_sensitivity(calibration: Calibration) -> torch.Tensor:
     else:
         values = measure(calibration.candidate_scan.log_probs, calibration.examples, metric)  # (1 + candidates,)
         harms = values[0] - values[1:] if metric == "accuracy" else values[1:] - values[0]
-    if len(harms) == calibration.num_layers:
+    if len(harms) == len(calibration.cuts):
         return harms
     # A layer that has to stay was not left out: it scores as the best of those that were.
-    scores = torch.full((calibration.num_layers,), harms.max().item(), dtype=harms.dtype)
-    scores[list(calibration.candidates)] = harms
+    scores = torch.full((len(calibration.cuts),), harms.max().item(), dtype=harms.dtype)
+    scores[[calibration.cuts.index(cut) for cut in calibration.candidates]] = harms
     return scores
 
 
@@ -102,8 +103,10 @@ def score_random(calibration: Calibration) -> torch.Tensor:
 
 
 CRITERIA = {
-    "late_sensitivity": Criterion(score_late_sensitivity, TRIMLLM, scans=True, breaks_ties=True, spares_first=True),
-    "sensitivity": Criterion(score_sensitivity, TRIMLLM, scans=True, breaks_ties=True),
+    "late_sensitivity": Criterion(
+        score_late_sensitivity, TRIMLLM, scans=True, takes_seams=True, breaks_ties=True, spares_first=True
+    ),
+    "sensitivity": Criterion(score_sensitivity, TRIMLLM, scans=True, takes_seams=True, breaks_ties=True),
     "activation_norm": Criterion(score_activation_norm, TRIMLLM, scans=True),
     "block_influence": Criterion(score_block_influence, "https://huggingface.co/papers/2403.03853"),
     "angular": Criterion(score_angular, "https://huggingface.co/papers/2403.17887"),
@@ -118,7 +121,7 @@ CriterionLike = str | Callable[[Calibration], torch.Tensor]
 def find_criterion(criterion: CriterionLike) -> Criterion:
     """Return the row of `CRITERIA`, or one made of a function; raise a ValueError that lists the names."""
     if callable(criterion):
-        return Criterion(criterion)
+        return Criterion(criterion, takes_seams=True)
     if criterion not in CRITERIA:
         raise ValueError(f"`importance` is {criterion!r}, expected one of: {', '.join(sorted(CRITERIA))}.")
     return CRITERIA[criterion]

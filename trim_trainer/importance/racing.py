@@ -12,6 +12,7 @@ from statistics import NormalDist
 
 import torch
 
+from ..architectures.kept import Cut
 from ..data.examples import ScoredExample
 from ..data.metrics import predict
 from ..scoring.scan import LayerScan
@@ -38,14 +39,14 @@ class Race:
     num_examples: torch.Tensor
     log_probs: torch.Tensor
     activation_norms: torch.Tensor | None
-    contenders: tuple[int, ...]
+    contenders: tuple[Cut, ...]
 
 
 def race(
-    scan: Callable[[list[ScoredExample], list[int]], LayerScan],
+    scan: Callable[[list[ScoredExample], list[Cut]], LayerScan],
     examples: list[ScoredExample],
     metric: str,
-    candidates: Sequence[int],
+    candidates: Sequence[Cut],
     num_chosen: int,
     confidence: float,
     seed: int = 0,
@@ -56,7 +57,7 @@ def race(
         scan: Scores examples with each candidate left out.
         examples: The calibration set.
         metric: `"accuracy"` or `"loss"`.
-        candidates: Numbers of the layers, in rising order.
+        candidates: Layers and seams, from front to back.
         num_chosen: How many are to be chosen: a candidate races against the one of this rank.
         confidence: In (0.5, 1): of the one-sided test that a candidate is worse.
         seed: For the order of the examples.
@@ -120,9 +121,9 @@ def mean_harms(harms: torch.Tensor, examples: list[ScoredExample], metric: str) 
 
 
 def find_contenders(
-    harms: torch.Tensor, alive: Sequence[int], candidates: Sequence[int], metric: str, num_chosen: int
-) -> tuple[int, ...]:
-    """Return the layers that are not clearly worse than the `num_chosen` of the lowest harm: chance may order them.
+    harms: torch.Tensor, alive: Sequence[Cut], candidates: Sequence[Cut], metric: str, num_chosen: int
+) -> tuple[Cut, ...]:
+    """Return the candidates that are not clearly worse than the `num_chosen` of the lowest harm: chance may order them.
 
     Args:
         harms: (candidates, examples), as from `example_harms`.

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from transformers import PreTrainedModel
 from trl import SFTConfig
 
+from ..architectures.kept import Cut, candidate_cuts, sublayers
 from ..architectures.modules import find_layers
 from ..data.choices import check_choices
 from ..data.examples import ScoredExample
@@ -24,14 +25,29 @@ from .criteria import CriterionLike, criterion_name, find_criterion
 
 @dataclass(frozen=True)
 class LayerScores:
-    """One calibration: the scores, and the facts that were measured on the way."""
+    """One calibration: the scores, and the facts that were measured on the way.
+
+    Of layers, from front to back; with `with_seams` of layers and the seams between them in turn, see `cuts`.
+    """
 
     scores: tuple[float, ...]
     activation_norms: tuple[float, ...] | None  # None: the criterion needs no scan
     metric: float  # of the model as it is
     seconds: float = 0.0  # that the calibration took
     num_examples: tuple[int, ...] | None = None  # that each score comes from; None: all of them
-    contenders: tuple[int, ...] | None = None  # of which the last goes; None: the one of the lowest score
+    contenders: tuple[Cut, ...] | None = None  # of which the last goes; None: the one of the lowest score
+    with_seams: bool = False
+
+    @property
+    def cuts(self) -> list[Cut]:
+        """What the scores are of."""
+        number = len(self.scores)
+        return candidate_cuts((number + 1) // 2 if self.with_seams else number, self.with_seams)
+
+    @property
+    def of_layers(self) -> tuple[float, ...]:
+        """The scores of the layers alone."""
+        return self.scores[:: 2 if self.with_seams else 1]
 
 
 def calibrate(
@@ -39,29 +55,30 @@ def calibrate(
     examples: list[ScoredExample],
     criterion: CriterionLike,
     settings: Settings,
-    candidates: Iterable[int] | None = None,
+    candidates: Iterable[Cut] | None = None,
 ) -> LayerScores:
-    """Score every layer of the model as it is now.
+    """Score every layer of the model as it is now, and the seams between them if `settings` say so.
 
     Args:
         model: A causal LM.
         examples: The calibration set.
         criterion: A name in `CRITERIA`, or a function that takes a `Calibration` and returns (layers,), higher = keep.
         settings: How it is done.
-        candidates: Layers that may go, which are left out in turn. None: all.
+        candidates: Layers and seams that may go, which are left out in turn. None: all.
 
     Raises:
-        ValueError: the criterion returns something else than one finite number per layer.
+        ValueError: the criterion returns something else than one finite number for each of these.
     """
     started, depth = time.perf_counter(), len(find_layers(model))
-    candidates = tuple(range(depth)) if candidates is None else tuple(sorted(candidates))
+    cuts = candidate_cuts(depth, settings.with_seams)
+    candidates = tuple(cuts if candidates is None else sorted(candidates, key=sublayers))
     calibration = Calibration(model, examples, settings, candidates)
     scored = find_criterion(criterion).judge(calibration)
     scores = scored.values
-    if scores.shape != (depth,) or not scores.isfinite().all():
+    if scores.shape != (len(cuts),) or not scores.isfinite().all():
         raise ValueError(
-            f"Criterion {criterion_name(criterion)!r} returned {scores.tolist()}, expected {depth} finite numbers, one per "
-            "layer."
+            f"Criterion {criterion_name(criterion)!r} returned {scores.tolist()}, expected {len(cuts)} finite numbers, one "
+            f"per layer{' and one per seam between two, in turn' if settings.with_seams else ''}."
         )
     evidence = scored.evidence or Evidence(
         score_choices(model, examples, settings.layout, settings.batch_tokens), activation_norms=None
@@ -74,6 +91,7 @@ def calibrate(
         time.perf_counter() - started,
         evidence.num_examples,
         evidence.contenders,
+        settings.with_seams,
     )
 
 

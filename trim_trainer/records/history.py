@@ -10,7 +10,10 @@ from .facts import CardFacts
 from .files import HISTORY_NAME
 from .measurement import EVALUATION, Measurement
 
-FORMAT_VERSION = 2  # 1 had measurements by name, and one evaluation set
+FORMAT_VERSION = 3  # 1 had measurements by name, and one evaluation set; 2 had whole layers only
+
+# What went at once: a layer; or a seam, the layer whose MLP half went and the one whose attention half did.
+Dropped = int | tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class Round:
     """One calibration of all layers that were left, and what followed from it.
 
     Layers carry the numbers they had in the untrimmed model. `scores`, `activation_norms` and
-    `num_examples` are parallel to `layers`.
+    `num_examples` are parallel to `layers`; those of seams to the places between them.
     The first round of a run drops nothing: it chooses the layers of the sparse update. Where somebody named the layers,
     there are no scores and no metric.
     """
@@ -29,22 +32,27 @@ class Round:
     metric: float | None  # on the calibration set, before this round's drop; None: nothing was calibrated
     seconds: float  # that the calibration took
     activation_norms: tuple[float, ...] | None = None
-    dropped: tuple[int, ...] = ()
+    dropped: tuple[Dropped, ...] = ()
     metric_after: float | None = None  # on the calibration set, right after the drop; None: nothing was dropped
     decode_tokens_per_second: float | None = None  # greedy, right after the drop; None: not measured
     trained_layers: tuple[int, ...] | None = None  # None: all parameters train
     num_examples: tuple[int, ...] | None = None  # that each score comes from; None: all of the calibration set
-    contenders: tuple[int, ...] | None = None  # layers between which position decided; None: scores did
+    contenders: tuple[Dropped, ...] | None = None  # between which position decided; None: scores did
     drop_seconds: float = 0.0  # that dropping took, and solving for what takes over
+    mlps: tuple[int, ...] | None = None  # parallel to `layers`: whose MLP half each has; None: its own
+    seam_scores: tuple[float, ...] | None = None  # None: seams were not scored
+    seam_num_examples: tuple[int, ...] | None = None
 
     @property
     def depth_after(self) -> int:
         """Number of layers that are left after this round."""
         return len(self.layers) - len(self.dropped)
 
-    def score_of(self, layer: int) -> float:
-        """Importance score of a layer, by its original number; higher = keep."""
-        return self.scores[self.layers.index(layer)]
+    def score_of(self, dropped: Dropped) -> float:
+        """Importance score of a layer, by its original number, or of a seam; higher = keep."""
+        if isinstance(dropped, tuple):
+            return self.seam_scores[(self.mlps or self.layers).index(dropped[0])]
+        return self.scores[self.layers.index(dropped)]
 
 
 @dataclass(frozen=True)
@@ -65,15 +73,33 @@ class TrimHistory:
     format_version: int = field(default=FORMAT_VERSION)
 
     @property
-    def dropped(self) -> tuple[int, ...]:
-        """Original numbers of the dropped layers, in the order in which they went."""
+    def dropped(self) -> tuple[Dropped, ...]:
+        """What went, in that order: original numbers of layers, and of the layers at seams."""
         return tuple(layer for a_round in self.rounds for layer in a_round.dropped)
 
     @property
+    def halves(self) -> tuple[tuple[int, int], ...]:
+        """Of each layer that is left, original numbers of those that it has its attention and its MLP half from."""
+        kept, mlps = self._without(0), self._without(1)
+        return tuple(zip(kept, mlps, strict=True))
+
+    @property
     def kept(self) -> tuple[int, ...]:
-        """Original numbers of the layers that are left, in model order."""
-        dropped = set(self.dropped)
-        return tuple(layer for layer in range(self.num_layers) if layer not in dropped)
+        """Original numbers of the layers that are left, in model order; of a joined one that of its attention half."""
+        return self._without(0)
+
+    @property
+    def joined(self) -> tuple[tuple[int, int], ...]:
+        """Those of `halves` that are of two layers."""
+        return tuple(pair for pair in self.halves if pair[0] != pair[1])
+
+    def _without(self, half: int) -> tuple[int, ...]:
+        gone = set()
+        for a_round in self.rounds:
+            mlp_of = dict(zip(a_round.layers, a_round.mlps or a_round.layers, strict=True))
+            for each in a_round.dropped:
+                gone.add((each[1], each[0])[half] if isinstance(each, tuple) else (each, mlp_of[each])[half])
+        return tuple(layer for layer in range(self.num_layers) if layer not in gone)
 
     @property
     def depth(self) -> int:
@@ -91,8 +117,8 @@ class TrimHistory:
         return tuple(a_round for a_round in self.rounds if a_round.dropped)
 
     @property
-    def named(self) -> tuple[int, ...]:
-        """Original numbers of the layers that somebody named, and that no score chose."""
+    def named(self) -> tuple[Dropped, ...]:
+        """What somebody named, and no score chose; as in `dropped`."""
         return tuple(layer for a_round in self.drops if not a_round.scores for layer in a_round.dropped)
 
     @property
@@ -130,11 +156,13 @@ class TrimHistory:
         """Return the history of a run with another target that has dropped and measured nothing yet."""
         return replace(self, target_layers=target_layers, rounds=(), measurements=(), stopped=None, card=None)
 
-    def add_named(self, layers: Iterable[int]) -> "TrimHistory":
-        """Return a history in which layers went that somebody named, by their numbers among those that were left."""
-        kept = self.kept
+    def add_named(self, layers: Iterable[int], seams: Iterable[tuple[int, int]] = ()) -> "TrimHistory":
+        """Return a history in which layers and seams went that somebody named, by their numbers among those that were left."""
+        kept, mlps = self.kept, self._without(1)
         step = self.rounds[-1].step if self.rounds else 0
-        entry = Round(step, kept, (), None, 0.0, dropped=tuple(kept[layer] for layer in sorted(layers)))
+        dropped = [kept[layer] for layer in sorted(layers)]
+        dropped += [(mlps[front], kept[back]) for front, back in sorted(seams)]
+        entry = Round(step, kept, (), None, 0.0, dropped=tuple(dropped), mlps=None if mlps == kept else mlps)
         return replace(self.add(entry), target_layers=entry.depth_after, stopped=None)
 
     def save(self, directory: str | Path) -> Path:
@@ -168,6 +196,7 @@ class TrimHistory:
             )
         if data["format_version"] == 1:
             data = _from_format_1(data)
+        data["format_version"] = FORMAT_VERSION
         rounds = tuple(Round(**{key: _tuples(value) for key, value in entry.items()}) for entry in data.pop("rounds"))
         measurements = tuple(Measurement.from_plain(entry) for entry in data.pop("measurements"))
         untrimmed, card = data.pop("untrimmed"), data.pop("card")
@@ -181,7 +210,12 @@ class TrimHistory:
 
 
 def _tuples(value):
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(_tuples(entry) for entry in value) if isinstance(value, list) else value
+
+
+def name_dropped(dropped: Iterable[Dropped]) -> str:
+    """`3, 17`, or with seams `3, 18 | 19`."""
+    return ", ".join(" | ".join(map(str, each)) if isinstance(each, tuple) else str(each) for each in dropped)
 
 
 def _from_format_1(data: dict[str, Any]) -> dict[str, Any]:
@@ -189,7 +223,7 @@ def _from_format_1(data: dict[str, Any]) -> dict[str, Any]:
     by_name = {entry["name"]: _measurement_from_format_1(entry) for entry in data["measurements"]}
     rounds = [{_renamed(name): value for name, value in entry.items()} for entry in data["rounds"]]
     untrimmed = by_name.pop("untrimmed", None)
-    new = {"rounds": rounds, "untrimmed": untrimmed, "measurements": list(by_name.values()), "format_version": 2}
+    new = {"rounds": rounds, "untrimmed": untrimmed, "measurements": list(by_name.values())}
     return {"card": None} | data | new
 
 

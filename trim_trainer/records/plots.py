@@ -1,7 +1,7 @@
 """The pictures of a run: importance of each layer per round, and the metric against depth."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from .history import TrimHistory
+from .history import Round, TrimHistory
 
 INK, MUTED, PALE, ACCENT = "#1f2933", "#9aa5b1", "#e4e7eb", "#d64545"
 
@@ -17,18 +17,19 @@ INK, MUTED, PALE, ACCENT = "#1f2933", "#9aa5b1", "#e4e7eb", "#d64545"
 def plot_importance(history: TrimHistory, path: str | Path | BinaryIO) -> None:
     """Draw one row per round, one column per layer of the untrimmed model; a cross marks the drop.
 
-    Layers that have to stay, and that nothing was measured of, are grey.
+    Where seams were scored they have columns between those of their layers. Layers that have to stay, and that nothing was
+    measured of, are grey.
     """
     rounds = history.rounds
-    grid = [[math.nan] * history.num_layers for _ in rounds]
-    unscored = []  # (row, layer)
+    columns = 2 if any(a_round.seam_scores for a_round in rounds) else 1  # per layer
+    grid = [[math.nan] * (columns * (history.num_layers - 1) + 1) for _ in rounds]
+    unscored = []  # (row, place)
     for row, a_round in enumerate(rounds):
-        counts = a_round.num_examples or (1,) * len(a_round.layers)
-        for layer, score, count in zip(a_round.layers, a_round.scores, counts, strict=True):
+        for place, score, count in _scores_by_place(a_round):
             if count:
-                grid[row][layer] = score
+                grid[row][round(columns * place)] = score
             else:
-                unscored.append((row, layer))
+                unscored.append((row, place))
     # The first and last layers matter so much more that the others would look alike: the scale ends at the third
     # quartile, and says so.
     scores = sorted(score for line in grid for score in line if not math.isnan(score))
@@ -36,19 +37,35 @@ def plot_importance(history: TrimHistory, path: str | Path | BinaryIO) -> None:
     figure = Figure(figsize=(9, 1.6 + 0.3 * len(rounds)), layout="constrained")
     axes = figure.subplots()
     low = scores[0] if scores[0] < top else top - 1
-    image = axes.imshow(grid, aspect="auto", cmap="cividis", vmin=low, vmax=top, interpolation="nearest")
-    for row, layer in unscored:
-        axes.add_patch(Rectangle((layer - 0.5, row - 0.5), 1, 1, color=PALE))
+    side = 0.5 / columns
+    image = axes.imshow(
+        grid, aspect="auto", cmap="cividis", vmin=low, vmax=top, interpolation="nearest",
+        extent=(-side, history.num_layers - 1 + side, len(rounds) - 0.5, -0.5),
+    )  # fmt: skip
+    for row, place in unscored:
+        axes.add_patch(Rectangle((place - side, row - 0.5), 2 * side, 1, color=PALE))
     for row, a_round in enumerate(rounds):
-        axes.plot(a_round.dropped, [row] * len(a_round.dropped), "x", color=ACCENT, markersize=8, markeredgewidth=2)
+        places = [sum(each) / 2 if isinstance(each, tuple) else each for each in a_round.dropped]
+        axes.plot(places, [row] * len(places), "x", color=ACCENT, markersize=8, markeredgewidth=2)
     axes.set_yticks(range(len(rounds)), [f"step {a_round.step}" for a_round in rounds])
     axes.set_xticks(range(0, history.num_layers, 2 if history.num_layers > 16 else 1))
     axes.set_xlabel(
-        f"layer of the untrimmed model (blank: dropped, cross: dropped in this round{', grey: not scored' if unscored else ''})"
+        f"layer of the untrimmed model{', seams between' if columns > 1 else ''} (blank: dropped, cross: dropped in this "
+        f"round{', grey: not scored' if unscored else ''})"
     )
     axes.set_title(f"Importance by {history.importance}, higher = keep", loc="left", color=INK)
     figure.colorbar(image, ax=axes, extend="max", label="score")
     figure.savefig(path, dpi=120, metadata={"Software": None})
+
+
+def _scores_by_place(a_round: Round) -> Iterator[tuple[float, float, int]]:
+    """Yield (place among the layers of the untrimmed model, score, examples that it comes from); a seam is in the middle."""
+    counts = a_round.num_examples or (1,) * len(a_round.layers)
+    yield from zip(a_round.layers, a_round.scores, counts, strict=True)
+    if a_round.seam_scores:
+        pairs = zip((a_round.mlps or a_round.layers)[:-1], a_round.layers[1:], strict=True)
+        counts = a_round.seam_num_examples or (1,) * len(a_round.seam_scores)
+        yield from zip((sum(pair) / 2 for pair in pairs), a_round.seam_scores, counts, strict=True)
 
 
 def plot_metric(history: TrimHistory, path: str | Path | BinaryIO) -> None:

@@ -8,6 +8,7 @@ from functools import partial
 
 from transformers import PreTrainedModel
 
+from ..architectures.kept import Cut, Kept
 from ..architectures.modules import find_layers
 from ..data.examples import ScoredExample
 from ..scoring.passes import begins_midway, record
@@ -34,18 +35,18 @@ class Compensation:
     batch_tokens: int | None = None
     precision: Callable[[], AbstractContextManager] = nullcontext
 
-    def dropping(self, model: PreTrainedModel, dropped: Iterable[int]) -> AbstractContextManager[None]:
-        """Drop layers within, see `compensated`."""
-        return compensated(model, dropped, self.examples, self.batch_tokens, self.precision)
+    def dropping(self, model: PreTrainedModel, cuts: Iterable[Cut]) -> AbstractContextManager[None]:
+        """Drop layers and seams within, see `compensated`."""
+        return compensated(model, cuts, self.examples, self.batch_tokens, self.precision)
 
-    def takeovers(self, model: PreTrainedModel, candidates: Iterable[int]) -> dict[int, Takeover]:
+    def takeovers(self, model: PreTrainedModel, candidates: Iterable[Cut]) -> dict[Cut, Takeover]:
         """What would be taken over from each candidate alone, see `solve_takeovers`."""
         return solve_takeovers(model, candidates, self.examples, self.batch_tokens, self.precision)
 
 
 @dataclass(frozen=True)
 class Gap:
-    """Consecutive layers that go, behind one that stays."""
+    """Consecutive layers that go, wholly or but for the MLP half of one, behind one that stays."""
 
     front: int  # number of the one that stays, after the drop
     last: int  # number of the last one that goes, before the drop
@@ -54,7 +55,7 @@ class Gap:
 @contextmanager
 def compensated(
     model: PreTrainedModel,
-    dropped: Iterable[int],
+    cuts: Iterable[Cut],
     examples: list[ScoredExample],
     batch_tokens: int | None = None,
     precision: Callable[[], AbstractContextManager] = nullcontext,
@@ -66,7 +67,7 @@ def compensated(
     layers behind it returned: ridge regression over the tokens of the examples, each weighted by the inverse square of the
     norm of its state. ReplaceMe solves for a square matrix behind the projection; the projection has more inputs. Gaps are
     closed from the first to the last. No parameter is added, and no gradient is taken. Dropped layers with none in front of
-    them are not compensated for.
+    them are not compensated for. At a seam the layer that is left of two learns to return what the second did.
 
     Several processes share the passes, and all get what the main one has solved. There is one pass before the drop, and
     for all gaps but the first together another one behind the first gap; where a pass cannot begin there, a whole one for
@@ -74,7 +75,7 @@ def compensated(
 
     Args:
         model: A causal LM before the drop, with plain weights, whole in this process.
-        dropped: Numbers of the layers that go.
+        cuts: Layers and seams that go.
         examples: On whose tokens states are compared; none: layers are dropped and nothing else.
         batch_tokens: Tokens that one pass carries at most.
         precision: Makes the context in which the model runs, such as autocast.
@@ -82,15 +83,16 @@ def compensated(
     Raises:
         UnsupportedArchitectureError: there is no such projection, see `check_compensation`.
     """
-    dropped, layers = set(dropped), find_layers(model)
-    gaps = _gaps(len(layers), dropped) if examples else []
+    layers = find_layers(model)
+    kept = Kept.without(len(layers), cuts)
+    gaps = _gaps(kept) if examples else []
     if not gaps:
         yield
         return
     run = partial(record, examples=examples, batch_tokens=batch_tokens, precision=precision)
     fit, inputs = None, []
     outputs = [layers[gap.last] for gap in gaps]
-    if 0 not in dropped:
+    if 0 in kept.layers and kept.layers[gaps[0].front] not in kept.joined:
         # Nothing in front of the first gap changes: one pass shows what its projection sees, and what it has to return.
         fit = Regression(find_projection(model, gaps[0].front, examples[0]))
         outputs = [layers[gaps[0].front], *outputs]
@@ -126,7 +128,6 @@ def _take_over(fit: Regression, model: PreTrainedModel, front: int) -> None:
     logger.info("Layer %d stands in for those that were behind it; %.0f %% of the error is left.", front, 100 * left)
 
 
-def _gaps(depth: int, dropped: set[int]) -> list[Gap]:
-    kept = [layer for layer in range(depth) if layer not in dropped]
-    behind = zip(kept, [*kept[1:], depth], strict=True)
+def _gaps(kept: Kept) -> list[Gap]:
+    behind = zip(kept.layers, [*kept.layers[1:], kept.depth], strict=True)
     return [Gap(front, after - 1) for front, (layer, after) in enumerate(behind) if after > layer + 1]

@@ -1,27 +1,51 @@
 """What hangs on a model's layers while it is scored: a candidate that skips a layer, norms on the way."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..architectures.configs import text_config
+from ..architectures.halves import find_halves
+from ..architectures.kept import Cut, Seam
 from ..architectures.modules import find_layers
 from ..architectures.table import find_architecture
+from ..surgery.joining import joined_twin
 from .batches import Batch
 from .takeover import Takeover
 
 
+def joined_layers(model: PreTrainedModel, cuts: Iterable[Cut]) -> dict[Seam, nn.Module]:
+    """Make, for each seam, the layer that it leaves of two, which shares their weights and is no part of the model."""
+    layers = find_layers(model)
+    seams = [cut for cut in cuts if isinstance(cut, Seam)]
+    return {
+        seam: joined_twin(layers[seam.front], layers[seam.back], find_halves(model.config)).eval() for seam in seams
+    }
+
+
 @contextmanager
 def stagger(
-    stack: nn.ModuleList, candidates: list[int], batch: Batch, takeovers: Mapping[int, Takeover]
+    stack: nn.ModuleList,
+    candidates: list[Cut],
+    batch: Batch,
+    takeovers: Mapping[Cut, Takeover],
+    joined: Mapping[Seam, nn.Module],
 ) -> Iterator[None]:
-    """Let each candidate join the batch behind the layer that it skips, with what is taken over in its place."""
+    """Let each candidate join the batch behind the layer that it skips, with what is taken over in its place.
+
+    A candidate without a seam has run through the joined layer meanwhile, from the state in front of its first layer.
+    """
     num_rows = batch.shape[0]
-    before = {}  # candidate -> hidden state in place of what the skipped layer returns, (rows, seq, hidden)
+    before = {}  # candidate -> hidden state in place of what the skipped layers return, (rows, seq, hidden)
     watched = {}  # candidate -> what the layer in front of it takes over
+    joining = {}  # number of a layer -> candidates that join behind it
+    for cut in candidates:
+        joining.setdefault(cut.back if isinstance(cut, Seam) else cut, []).append(cut)
+    seams = {cut.front: cut for cut in candidates if isinstance(cut, Seam)}
 
     def widen(value, copies):
         if isinstance(value, torch.Tensor) and value.ndim > 1 and value.shape[0] == num_rows:
@@ -30,12 +54,18 @@ def stagger(
             return tuple(widen(entry, copies) for entry in value)
         return value
 
+    def taken_over(cut, state):
+        return state + watched[cut].added(state) if cut in watched else state
+
     def enter(number):
         def hook(layer, args, kwargs):
             hidden, *others = args
+            state = hidden[:num_rows]
             if number in candidates:
-                state = hidden[:num_rows]
-                before[number] = state + watched[number].added(state) if number in watched else state
+                before[number] = taken_over(number, state)
+            if number in seams:
+                seam = seams[number]
+                before[seam] = taken_over(seam, hidden_of(joined[seam](state, *others, **kwargs)))
             copies = len(hidden) // num_rows
             return (hidden, *(widen(other, copies) for other in others)), {
                 name: widen(value, copies) for name, value in kwargs.items()
@@ -45,17 +75,18 @@ def stagger(
 
     def leave(number):
         def hook(layer, args, kwargs, output):
-            return _replace_hidden(output, torch.cat([hidden_of(output), before.pop(number)]))
+            states = [before.pop(cut) for cut in joining[number]]
+            return _replace_hidden(output, torch.cat([hidden_of(output), *states]))
 
         return hook
 
     with ExitStack() as hooks:
-        for number in takeovers.keys() & set(candidates):
-            watched[number] = hooks.enter_context(takeovers[number].watched())
+        for cut in takeovers.keys() & set(candidates):
+            watched[cut] = hooks.enter_context(takeovers[cut].watched())
         for number, layer in enumerate(stack):
             if candidates:
                 hooks.callback(layer.register_forward_pre_hook(enter(number), with_kwargs=True).remove)
-            if number in candidates:
+            if number in joining:
                 hooks.callback(layer.register_forward_hook(leave(number), with_kwargs=True).remove)
         yield
 
@@ -80,23 +111,41 @@ def record_squares(stack: nn.ModuleList, batch: Batch) -> Iterator[list[torch.Te
 
 
 @contextmanager
-def skip_layer(model: PreTrainedModel, number: int, takeover: Takeover | None = None) -> Iterator[None]:
-    """Make a layer hand on what it is given: the hidden state, and the state beside it where the model type has one.
+def skip(
+    model: PreTrainedModel, cut: Cut, takeover: Takeover | None = None, joined: nn.Module | None = None
+) -> Iterator[None]:
+    """Run the model without a layer, or with a joined layer in place of the two at a seam, which then goes for the second.
 
-    To the hidden state is added what the layer in front takes over.
+    To the hidden state behind what is left is added what is taken over.
+
+    Args:
+        model: The model.
+        cut: What is skipped.
+        takeover: Of the layer in front of a layer, or of the joined one.
+        joined: Of a seam, see `joined_layers`.
     """
-    num_carried = find_architecture(model.config).num_carried
+    layers, num_carried = find_layers(model), find_architecture(model.config).num_carried
 
-    def hook(layer, args, output):
+    def added(hidden):
+        return hidden if watched is None else hidden + watched.added(hidden)
+
+    def hand_on(layer, args, output, state=added):
         hidden, *others = args[: 1 + num_carried]
-        hidden = hidden if watched is None else hidden + watched.added(hidden)
         if isinstance(output, tuple | list):
-            return type(output)((hidden, *others, *output[1 + num_carried :]))
-        return hidden
+            return type(output)((state(hidden), *others, *output[1 + num_carried :]))
+        return state(hidden)
+
+    def join(layer, args, kwargs, output):
+        return _replace_hidden(output, added(hidden_of(joined(*args, **kwargs))))
 
     with ExitStack() as hooks:
         watched = None if takeover is None else hooks.enter_context(takeover.watched())
-        hooks.callback(find_layers(model)[number].register_forward_hook(hook).remove)
+        if isinstance(cut, Seam):
+            hooks.callback(layers[cut.front].register_forward_hook(join, with_kwargs=True).remove)
+            as_it_is = partial(hand_on, state=lambda hidden: hidden)
+            hooks.callback(layers[cut.back].register_forward_hook(as_it_is).remove)
+        else:
+            hooks.callback(layers[cut].register_forward_hook(hand_on).remove)
         yield
 
 

@@ -1,8 +1,9 @@
 """Passes over examples that show what modules are given and return, and that may begin in the middle of the model."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -30,6 +31,7 @@ def record(
     inputs: Sequence[nn.Module] = (),
     begin: Begin | None = None,
     is_shared: bool = True,
+    beside: Mapping[int, Sequence[nn.Module]] = MappingProxyType({}),
 ) -> Iterator[list[torch.Tensor]]:
     """Yield, per pass of this process, (tokens, size) for each module: the outputs of some, then the inputs of others.
 
@@ -43,6 +45,7 @@ def record(
         begin: A layer, and what an earlier call has seen it being given: layers in front of it do not run. See
             `begins_midway`.
         is_shared: Several processes share the passes.
+        beside: Number of a layer -> modules that run on what it is given, and are no part of the model.
     """
     found: dict[int, torch.Tensor] = {}
     was_training = model.training
@@ -58,9 +61,16 @@ def record(
     def enter(module, args, kwargs, place):
         keep(place, args[0] if args else next(iter(kwargs.values())))
 
+    def run_beside(layer, args, kwargs, others):
+        for other in others:
+            other(*args, **kwargs)
+
     batches = make_batches(model, examples, False, batch_tokens)
     model.eval()
     with ExitStack() as hooks:
+        for number, others in beside.items():
+            hook = partial(run_beside, others=others)
+            hooks.callback(find_layers(model)[number].register_forward_pre_hook(hook, with_kwargs=True).remove)
         hooks.callback(model.train, was_training)
         for number, batch in enumerate(share(batches, model) if is_shared else batches):
             found.clear()

@@ -1,9 +1,10 @@
 """The last linear map of a layer whose output reaches that of the layer, found by moving it and looking."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..architectures.errors import UnsupportedArchitectureError
+from ..architectures.kept import Seam
 from ..architectures.modules import find_layers
 from ..data.examples import ScoredExample
 from .batches import make_batches
@@ -54,20 +56,32 @@ def find_projection(model: PreTrainedModel, number: int, example: ScoredExample)
 
 
 @torch.no_grad()
-def find_projections(model: PreTrainedModel, numbers: Iterable[int], example: ScoredExample) -> dict[int, Projection]:
+def find_projections(
+    model: PreTrainedModel,
+    numbers: Iterable[int],
+    example: ScoredExample,
+    joined: Mapping[Seam, nn.Module] = MappingProxyType({}),
+) -> dict[int | Seam, Projection]:
     """Find the last linear map of layers whose output reaches that of the layer as it is, by moving it and looking.
+
+    Args:
+        model: A causal LM.
+        numbers: Of the layers.
+        example: On which it is looked.
+        joined: Layers that seams leave, and that are no part of the model.
 
     Raises:
         UnsupportedArchitectureError: there is none: a norm or a gate stands behind the last one, or experts do the work; or
             the layer sees something else than a state per token.
     """
-    layers, numbers, was_training = find_layers(model), sorted(numbers), model.training
+    layers, was_training = find_layers(model), model.training
+    places = {**{number: number for number in sorted(numbers)}, **{seam: seam.front for seam in joined}}
     (batch,) = make_batches(model, [example], False)
     calls: dict[int, tuple] = {}
 
     def enter(layer, *call, number):
         calls[number] = call
-        if number == numbers[-1]:
+        if len(calls) == len(set(places.values())):
             raise Enough
 
     model.eval()
@@ -75,17 +89,22 @@ def find_projections(model: PreTrainedModel, numbers: Iterable[int], example: Sc
         hooks.callback(model.train, was_training)
         hooks.enter_context(torch.autocast(model.device.type, enabled=False))
         with ExitStack() as watched, suppress(Enough), plain_forward(model):
-            for number in numbers:
+            for number in set(places.values()):
                 hook = partial(enter, number=number)
                 watched.callback(layers[number].register_forward_pre_hook(hook, with_kwargs=True).remove)
             model(**batch.inputs, use_cache=False, **no_logits(model))
-        return {number: _find(model, number, *calls[number], batch.shape) for number in numbers}
+        return {
+            place: _find(model, joined.get(place) or layers[number], place, *calls[number], batch.shape)
+            for place, number in places.items()
+        }
 
 
-def _find(model: PreTrainedModel, number: int, args: tuple, kwargs: dict, shape: tuple[int, int]) -> Projection:
-    layers, ran = find_layers(model), []
-    layer = layers[number]
-    elsewhere = {module for other in layers if other is not layer for module in other.modules()}  # shared with others
+def _find(
+    model: PreTrainedModel, layer: nn.Module, name: int | Seam, args: tuple, kwargs: dict, shape: tuple[int, int]
+) -> Projection:
+    ran = []
+    others = [other for other in find_layers(model) if other is not layer]
+    elsewhere = {module for other in others for module in other.modules()}  # shared with others
     run = partial(layer, *args, **kwargs)
     with ExitStack() as hooks:
         for module in layer.modules():
@@ -99,7 +118,7 @@ def _find(model: PreTrainedModel, number: int, args: tuple, kwargs: dict, shape:
         if scale is not None:
             return Projection(module, scale)
     raise UnsupportedArchitectureError(
-        f"Layer {number} of {type(model).__name__} has no linear map whose output is added to the hidden state of each token "
+        f"Layer {name} of {type(model).__name__} has no linear map whose output is added to the hidden state of each token "
         "as it is, so it cannot stand in for the layers behind it. Set `compensation_size` to 0."
     )
 

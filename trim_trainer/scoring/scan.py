@@ -4,13 +4,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from ..architectures.kept import Cut
 from ..architectures.modules import find_decoder, find_layers
 from ..data.examples import ScoredExample
 from .batches import Batch, fast_batch_tokens, make_batches
-from .hooks import plain_forward, record_squares, skip_layer, stagger
+from .hooks import joined_layers, plain_forward, record_squares, skip, stagger
 from .layout import Layout
 from .processes import share, sum_over_processes
 from .scored_positions import logits_of
@@ -54,32 +56,33 @@ def scan_layers(
     examples: list[ScoredExample],
     layout: Layout,
     batch_tokens: int | None = None,
-    candidates: Iterable[int] | None = None,
+    candidates: Iterable[Cut] | None = None,
     is_shared: bool = True,
-    takeovers: Mapping[int, Takeover] | None = None,
+    takeovers: Mapping[Cut, Takeover] | None = None,
 ) -> LayerScan:
     """Score every choice with every layer left out in turn.
 
     Staggered, the candidate without layer i joins the batch behind layer i with the hidden state in front of it, so
-    that no layer runs twice on the same input: half the work of a pass per layer, in large batches.
+    that no layer runs twice on the same input: half the work of a pass per layer, in large batches. The candidate without
+    a seam joins behind the second of its layers, and has run through the joined layer meanwhile.
 
     Args:
         model: The model.
         examples: The calibration set.
         layout: From `choose_layout`.
         batch_tokens: Tokens that one pass carries at most, over all candidates; None: what is fast on the device.
-        candidates: Numbers of the layers to leave out, in rising order; None: all.
+        candidates: Layers and seams to leave out, from front to back; None: all layers.
         is_shared: Several processes share the batches; every one of them gets the whole result.
-        takeovers: Candidate -> what the layer in front of it takes over when it goes; None: nothing.
+        takeovers: Candidate -> what is taken over when it goes, see `solve_takeovers`; None: nothing.
     """
     takeovers = takeovers or {}
-    layers = list(range(len(find_layers(model)))) if candidates is None else list(candidates)
+    cuts = list(range(len(find_layers(model)))) if candidates is None else list(candidates)
     if layout.is_staggered:
-        return _run(model, examples, layout, layers, batch_tokens, is_shared, takeovers)
+        return _run(model, examples, layout, cuts, batch_tokens, is_shared, takeovers)
     base = _run(model, examples, layout, [], batch_tokens, is_shared, {})
-    without = []
-    for layer in layers:
-        with skip_layer(model, layer, takeovers.get(layer)):
+    without, joined = [], _joined(model, cuts, takeovers)
+    for cut in cuts:
+        with skip(model, cut, takeovers.get(cut), joined.get(cut)):
             without.append(score_choices(model, examples, layout, batch_tokens, is_shared))
     return LayerScan(torch.stack([base.log_probs[0], *without]), base.activation_norms)
 
@@ -89,12 +92,12 @@ def _run(
     model: PreTrainedModel,
     examples: list[ScoredExample],
     layout: Layout,
-    candidates: list[int],
+    candidates: list[Cut],
     batch_tokens: int | None,
     is_shared: bool,
-    takeovers: Mapping[int, Takeover],
+    takeovers: Mapping[Cut, Takeover],
 ) -> LayerScan:
-    """Run the model over all examples, each `candidates` layer left out in its own share of the batch."""
+    """Run the model over all examples, each of the candidates left out in its own share of the batch."""
     stack, was_training = find_layers(model), model.training
     num_choices = sum(len(example.choice_ids) for example in examples)
     totals = torch.zeros(1 + len(candidates), num_choices, dtype=torch.float64)
@@ -104,6 +107,7 @@ def _run(
     elif not layout.crops_head:
         most = MAX_LOGITS // model.get_output_embeddings().weight.shape[0]
         batch_tokens = min(batch_tokens or fast_batch_tokens(model), most)
+    joined = _joined(model, candidates, takeovers)
     model.eval()
     # Shown in a terminal, and only where it takes longer than a glance.
     progress = tqdm(total=len(examples), desc="Scoring", unit="examples", leave=False, delay=2, disable=None)
@@ -112,7 +116,7 @@ def _run(
         for batch in share(batches, model) if is_shared else batches:
             with (
                 record_squares(stack, batch) as found,
-                stagger(stack, candidates, batch, takeovers),
+                stagger(stack, candidates, batch, takeovers, joined),
                 plain_forward(model),
             ):
                 log_probs = _cropped(model, batch) if layout.crops_head else _whole(model, batch)
@@ -126,6 +130,12 @@ def _run(
         totals, squares = sum_over_processes(totals, squares, model=model)
     norms = squares.sqrt().mean(1).float()
     return LayerScan(totals.float(), norms if norms.isfinite().all() else None)
+
+
+def _joined(model: PreTrainedModel, cuts: list[Cut], takeovers: Mapping[Cut, Takeover]) -> dict[Cut, nn.Module]:
+    """The layer that each seam leaves: that whose map takes over, or one of its own."""
+    known = {cut: takeovers[cut].joined for cut in cuts if cut in takeovers and takeovers[cut].joined is not None}
+    return known | joined_layers(model, [cut for cut in cuts if cut not in known])
 
 
 def _whole(model: PreTrainedModel, batch: Batch) -> torch.Tensor:

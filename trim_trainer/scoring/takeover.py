@@ -16,11 +16,13 @@ class Takeover:
         module: The linear map.
         weight: (inputs, hidden).
         bias: (hidden,), or None.
+        joined: The layer that a seam leaves, in which the map is; None: a whole layer goes.
     """
 
     module: nn.Module
     weight: torch.Tensor
     bias: torch.Tensor | None = None
+    joined: nn.Module | None = None
 
     @contextmanager
     def watched(self) -> Iterator["Watched"]:

@@ -8,7 +8,9 @@ import torch
 from transformers import PreTrainedModel
 
 from ..architectures.configs import text_config
+from ..architectures.droppable import droppable_cuts
 from ..architectures.errors import UnsupportedArchitectureError
+from ..architectures.kept import Cut, Seam, sublayers
 from ..architectures.modules import find_layers
 from ..data.examples import ScoredExample
 from .layout import LAYOUTS, ONE_BY_ONE, Layout
@@ -16,7 +18,7 @@ from .scan import scan_layers, score_choices
 
 logger = logging.getLogger(__name__)
 ROUNDING = 2e-5  # share of a log-probability that differs between batch shapes in single precision
-MANY_LAYERS, NUM_LAYERS_TRIED, NUM_CHOICES_TRIED = 8, 4, 2  # by `choose_layout`
+MANY_LAYERS, NUM_LAYERS_TRIED, NUM_CHOICES_TRIED, MANY_TOKENS = 8, 4, 2, 8  # by `choose_layout`
 MISFITS = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError)
 
 
@@ -24,7 +26,7 @@ class ScoringError(ValueError):
     """A model cannot be scored on the examples; the message says why."""
 
 
-def choose_layout(model: PreTrainedModel, examples: list[ScoredExample]) -> Layout:
+def choose_layout(model: PreTrainedModel, examples: list[ScoredExample], with_seams: bool = False) -> Layout:
     """Find the fastest layout that is exact for this model, by trying it on the longest and the shortest example.
 
     The scores of the model's own forward pass, one choice at a time without padding and one pass per layer, are the
@@ -36,13 +38,14 @@ def choose_layout(model: PreTrainedModel, examples: list[ScoredExample]) -> Layo
         ScoringError: the model as it is does not run on these examples.
         UnsupportedArchitectureError: it does, but not without one of its layers.
     """
-    layers = _layers_to_try(model)
+    tried_cuts = _cuts_to_try(model, with_seams)
     by_length = sorted(examples, key=lambda example: example.num_tokens)
     tried = [_first_choices(example) for example in (by_length[-1], by_length[0])]
+    tried.append(_forked(next((each for each in by_length if each.num_tokens >= MANY_TOKENS), by_length[-1])))
     with torch.autocast(next(model.parameters()).device.type, enabled=False):
         _check_runs(model, tried)
         try:
-            truth = scan_layers(model, tried, ONE_BY_ONE, candidates=layers, is_shared=False).log_probs
+            truth = scan_layers(model, tried, ONE_BY_ONE, candidates=tried_cuts, is_shared=False).log_probs
         except torch.OutOfMemoryError as error:
             raise _out_of_memory(model, tried) from error
         except MISFITS as error:
@@ -54,7 +57,7 @@ def choose_layout(model: PreTrainedModel, examples: list[ScoredExample]) -> Layo
         # Rounding of 16-bit weights differs between batch shapes; a wrong mask or state is off by whole nats.
         tolerance = num_scored * (1e-4 if model.dtype == torch.float32 else 5e-2)
         for layout in LAYOUTS:
-            problem = _misfit(model, tried, layout, layers, truth, tolerance)
+            problem = _misfit(model, tried, layout, tried_cuts, truth, tolerance)
             if problem is None:
                 return layout
             logger.info("%s does not fit this model (%s), trying the next slower layout.", layout, problem)
@@ -107,17 +110,37 @@ def _layers_to_try(model: PreTrainedModel) -> list[int]:
     return sorted({*spread, *(number for of_kind in kinds.values() for number in (of_kind[0], of_kind[-1]))})
 
 
+def _cuts_to_try(model: PreTrainedModel, with_seams: bool) -> list[Cut]:
+    """Those layers, and where they are asked for the seams behind them."""
+    layers, seams = _layers_to_try(model), []
+    if with_seams:
+        can_go = droppable_cuts(model, with_seams=True)
+        seams = [Seam(layer) for layer in layers if Seam(layer) in can_go]
+    return sorted([*layers, *seams], key=sublayers)
+
+
 def _first_choices(example: ScoredExample) -> ScoredExample:
     labels = example.choice_labels[:NUM_CHOICES_TRIED]
     return replace(example, choice_ids=example.choice_ids[:NUM_CHOICES_TRIED], choice_labels=labels, answer=0)
 
 
+def _forked(example: ScoredExample) -> ScoredExample:
+    """The same text with two ends of several tokens each, of which the second is the first one backwards.
+
+    Choices of one token, and texts of which each has a row of its own, do not show a state that leaks where others share one.
+    """
+    tokens = example.prompt_ids + example.choice_ids[0]
+    start = len(tokens) - min(MANY_TOKENS // 2, len(tokens) // 2)
+    ends = (tokens[start:], tokens[start:][::-1])
+    return ScoredExample(tokens[:start], ends, ends)
+
+
 def _misfit(
-    model: PreTrainedModel, examples, layout: Layout, layers: list[int], truth: torch.Tensor, tolerance: float
+    model: PreTrainedModel, examples, layout: Layout, cuts: list[Cut], truth: torch.Tensor, tolerance: float
 ) -> str | None:
     """Why a layout cannot be used; None: it gives the truth."""
     try:
-        found = scan_layers(model, examples, layout, candidates=layers, is_shared=False).log_probs
+        found = scan_layers(model, examples, layout, candidates=cuts, is_shared=False).log_probs
     except MISFITS as raised:
         return f"{type(raised).__name__}: {raised}"
     # Rounding grows with the distance of a choice from likely.

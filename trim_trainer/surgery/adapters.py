@@ -9,7 +9,7 @@ from torch import nn
 
 from ..architectures.errors import LayerConstraintError
 from ..architectures.fields import renumber
-from ..architectures.kept import Kept
+from ..architectures.kept import CannotSay, Kept
 from ..architectures.module_names import renumber_names
 
 TRIMMED = ", trimmed to "  # behind the name of a base model that has all its layers
@@ -23,16 +23,19 @@ def trimmed_adapters(model: nn.Module, kept: Kept) -> dict[str, dict[str, Any]]:
     """Return, per adapter, the fields of its config that change when only the layers `kept` stay.
 
     Raises:
-        LayerConstraintError: an adapter repeats layers.
+        LayerConstraintError: an adapter repeats layers, or names one as a whole of which halves go to different places.
     """
     if not is_peft_model(model):
         return {}
     named = model.get_base_model().name_or_path
-    return {
-        name: _trimmed(config, kept, _adapted_modules(model, name))
-        | {_BASE: _trimmed_name(getattr(config, _BASE) or named, kept)}
-        for name, config in model.peft_config.items()
-    }
+    try:
+        return {
+            name: _trimmed(config, kept, _adapted_modules(model, name))
+            | {_BASE: _trimmed_name(getattr(config, _BASE) or named, kept)}
+            for name, config in model.peft_config.items()
+        }
+    except CannotSay as reason:
+        raise LayerConstraintError(f"Cannot drop {kept} of a model with this adapter: {reason}.") from None
 
 
 def untrimmed_name(name: str | None) -> str | None:
@@ -51,16 +54,17 @@ def _trimmed(config: Any, kept: Kept, adapted: list[str]) -> dict[str, Any]:
             f"`layer_replication` of the adapter is {config.layer_replication}: layers that are repeated cannot be dropped."
         )
     fields = {name: renumber_names(value, kept) for name in _NAMES if (value := getattr(config, name, None))}
-    if _says_numbers(getattr(config, "target_modules", None)) or _says_numbers(
-        getattr(config, "exclude_modules", None)
-    ):
+    transformed = getattr(config, "layers_to_transform", None)
+    numbers = [transformed] if isinstance(transformed, int) else transformed
+    is_split = numbers is not None and renumber(numbers, kept.of_attention) != renumber(numbers, kept.of_mlps)
+    if is_split or any(_says_numbers(getattr(config, name, None)) for name in ("target_modules", "exclude_modules")):
         fields |= {"target_modules": set(renumber_names(adapted, kept)), "exclude_modules": None}
     for name, (pattern, otherwise) in _patterns(config).items():
         fields[name] = renumber_names(_by_module(pattern, otherwise, adapted), kept)
-    transformed = getattr(config, "layers_to_transform", None)
-    if transformed is not None:
-        numbers = [transformed] if isinstance(transformed, int) else transformed
-        fields["layers_to_transform"] = renumber(numbers, kept)
+    if is_split:  # the modules are listed one by one now
+        fields |= {"layers_to_transform": None, "layers_pattern": None}
+    elif numbers is not None:
+        fields["layers_to_transform"] = renumber(numbers, kept.of_attention)
     return fields
 
 

@@ -30,6 +30,7 @@ STOPPING = ("max_metric_drop", "protected_layers")
 TEACHING = ("distill_from", "distill_temperature")
 # Settings that a run keeps from its first step to its last, and why.
 KEPT = {
+    "trim_unit": "scores of layers and of seams are compared with each other",
     "importance": "the layers of one run are chosen by one criterion",
     "calibration_metric": "all scores of one run, and its quality floor, are in one metric",
     "calibration_size": "a set that is held out anew would have examples that the model has trained on",

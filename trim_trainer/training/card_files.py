@@ -13,7 +13,7 @@ from ..hub.card import is_hub_id
 from ..hub.card_files import write_card as write_card  # the other half: what a run knows, and what is made of it
 from ..importance.criteria import CRITERIA
 from ..records.facts import CardFacts
-from ..records.history import TrimHistory
+from ..records.history import TrimHistory, name_dropped
 from ..records.settings import changed_settings
 from ..surgery.drop import is_quantized
 
@@ -62,5 +62,5 @@ def _dropped_before(earlier: TrimHistory | None) -> list[str]:
     """What the history beside the model that training began with says: layers are numbered as that model had them."""
     if earlier is None or not earlier.dropped:
         return []
-    layers, number = ", ".join(map(str, sorted(earlier.dropped))), earlier.num_layers
+    layers, number = name_dropped(sorted(earlier.dropped, key=str)), earlier.num_layers
     return [f"The model that training began with had lost {len(earlier.dropped)} of {number} layers before: {layers}."]

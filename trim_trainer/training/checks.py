@@ -11,6 +11,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..architectures.configs import num_layers
+from ..architectures.halves import find_halves
 from ..architectures.modules import find_layers
 from ..architectures.table import find_architecture
 from ..data.choices import CalibrationError, check_choices
@@ -18,7 +19,7 @@ from ..data.splits import NUM_STREAM_ROWS, RowKey, check_disjoint, draw_rows, fi
 from ..records.files import HISTORY_NAME
 from ..surgery.cpu_kernels import check_order
 from ..surgery.drop import check_layers, check_tensors
-from .config import TrimConfig
+from .config import SUBLAYER, TrimConfig
 from .protection import lowest_depth
 from .schedule import resolve_target
 
@@ -59,6 +60,8 @@ def check_model(model: str | PreTrainedModel, args: TrimConfig, peft_config=None
         raise ValueError(
             f"`protected_layers` names {len(protected)} layers, but `target_layers` is {target}: protect fewer layers."
         )
+    if args.trim_unit == SUBLAYER:
+        find_halves(config)
     _check_reachable(config, depth, target, protected)
     return depth, target
 
@@ -98,6 +101,10 @@ def _check_settings(args: TrimConfig) -> None:
             kind is not None and args.max_metric_drop is not None,
             f"{args.max_metric_drop}, with {kind}: a depth to come back to cannot be kept there. Leave it out, and keep "
             "depths with `save_depths`",
+        ),
+        "trim_unit": (
+            kind is not None and args.trim_unit == SUBLAYER,
+            f"'sublayer', with {kind}: it holds each layer as one piece, of which no half can go to another. Set it to 'layer'",
         ),
         "load_best_model_at_end": (
             kind is not None and args.load_best_model_at_end,

@@ -14,10 +14,11 @@ def log_drop(trainer: Trainer, a_round: Round) -> None:
         "trim_score": a_round.score_of(a_round.dropped[0]),
         f"trim_{trainer.history.calibration_metric}": a_round.metric_after,
         "trim_tokens_per_second": a_round.decode_tokens_per_second,
-        "trim_layer": a_round.dropped[0],
     }
-    # Reporters plot numbers only: layers that go together are logged one by one.
-    logs |= {f"trim_layer_{place}": layer for place, layer in enumerate(a_round.dropped[1:], start=2)}
+    # Reporters plot numbers only: what goes together is logged one by one, a seam as the place between its layers.
+    for place, each in enumerate(a_round.dropped, start=1):
+        number = sum(each) / 2 if isinstance(each, tuple) else each
+        logs["trim_layer" if place == 1 else f"trim_layer_{place}"] = number
     Trainer.log(trainer, logs)
     trainer.control.should_log = should_log  # this step's loss is still to be logged
     importance = {

@@ -13,7 +13,7 @@ from ..architectures.modules import find_layers
 from ..checkpoints.precision import is_fast
 from ..checkpoints.whole import find_checkpoint, read_switch
 from ..records.files import DEPTH_DIR, HISTORY_NAME
-from ..records.history import TrimHistory
+from ..records.history import TrimHistory, name_dropped
 from ..records.run_record import RunRecord
 from ..surgery.drop import is_quantized
 from . import fingerprints
@@ -202,11 +202,12 @@ def _check_depths(trainer, where: str, checkpoint: str, history: TrimHistory) ->
             f"{history.target_layers}. Resume an earlier checkpoint, with at least {target} layers, or set "
             f"`target_layers` to {history.depth} or less."
         )
-    gone = sorted(set(args.protected_layers or ()) & set(history.dropped))
+    whole = {layer for layer, mlp in history.halves if layer == mlp}
+    gone = sorted(set(args.protected_layers or ()) - whole)
     if gone:
         raise ValueError(
             f"`protected_layers` is {args.protected_layers}, but {where} has dropped {gone} of them already; it has "
-            f"dropped {list(history.dropped)}. Leave them out, or resume an earlier checkpoint."
+            f"dropped {name_dropped(history.dropped)}. Leave them out, or resume an earlier checkpoint."
         )
     folders = (Path(args.output_dir), Path(checkpoint).parent)
     passed = [

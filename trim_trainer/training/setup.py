@@ -11,6 +11,7 @@ from ..importance.criteria import CriterionLike, criterion_name
 from ..records.history import TrimHistory
 from ..recovery.quality_floor import QualityFloor
 from ..surgery.drop import is_quantized
+from .config import SUBLAYER
 from .drop_log import log_drop
 from .members import has_members, keep_depth
 from .protection import choose_protected_layers
@@ -54,6 +55,7 @@ def make_trimming(
             protected_layers=choose_protected_layers(
                 args.protected_layers, criterion, trainer.causal_lm, num_layers, target
             ),
+            with_seams=args.trim_unit == SUBLAYER,
         ),
         QualityFloor(args.max_metric_drop, metric),
         other_examples=trainer.evaluation_examples,

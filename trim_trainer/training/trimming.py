@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,7 +12,8 @@ from typing import Protocol
 import torch
 from transformers import PreTrainedModel
 
-from ..architectures.droppable import droppable_layers
+from ..architectures.droppable import droppable_cuts
+from ..architectures.kept import Cut, Kept, Seam, cuts_of, sublayers
 from ..architectures.modules import find_layers
 from ..data.examples import ScoredExample
 from ..data.metrics import measure
@@ -20,7 +21,7 @@ from ..importance.calibration import Settings
 from ..importance.choice import choose_layers
 from ..importance.criteria import CriterionLike, find_criterion
 from ..importance.scores import LayerScores, calibrate
-from ..records.history import Round, TrimHistory
+from ..records.history import Dropped, Round, TrimHistory
 from ..recovery.compensation import Compensation
 from ..recovery.quality_floor import QualityFloor
 from ..scoring.layout import Layout
@@ -66,6 +67,7 @@ class TrimSettings:
     racing_confidence: float | None = None
     sparse_update_ratio: float | None = None  # None: all parameters train
     protected_layers: tuple[int, ...] = ()  # numbers in the untrimmed model
+    with_seams: bool = False  # halves of neighbouring layers may go too, not only whole layers
     compensates: bool = True  # in front of dropped layers, if the run has examples for it
     measures_drops: bool = True  # metric and speed right after each drop
 
@@ -129,14 +131,15 @@ class Trimming:
         """How drops are made good, here; None: not at all."""
         return self.run.compensation if self.settings.compensates else None
 
-    def droppable(self, chosen: tuple[int, ...] = ()) -> set[int]:
-        """Layers (numbers of the model as it is now) that can go in addition to `chosen`."""
-        kept = self.history.kept
-        protected = {kept.index(layer) for layer in self.settings.protected_layers if layer in kept}
-        return set(droppable_layers(self.run.causal_lm, chosen)) - protected
+    def droppable(self, chosen: tuple[Cut, ...] = ()) -> set[Cut]:
+        """Layers, and seams, (numbers of the model as it is now) that can go in addition to `chosen`."""
+        owners = [layer for pair in self.history.halves for layer in pair]  # of each half that is left, in order
+        protected = set(self.settings.protected_layers)
+        cuts = droppable_cuts(self.run.causal_lm, chosen, self.settings.with_seams)
+        return {cut for cut in cuts if not protected & {owners[half] for half in sublayers(cut)}}
 
     def score(self) -> LayerScores:
-        """Score every layer that is left: how good is the model on the calibration set without it?
+        """Score every candidate that is left: how good is the model on the calibration set without it?
 
         Without it, and with the layer in front of it taking over, where drops are compensated for.
         """
@@ -152,24 +155,25 @@ class Trimming:
             self.settings.racing_confidence,
             self.settings.seed + self.run.global_step,
             takeovers,
+            self.settings.with_seams,
         )
         with self.run.scoring():
             scored = calibrate(self.run.causal_lm, self.examples, self.criterion, settings, candidates)
         return from_main(replace(scored, seconds=time.perf_counter() - started))
 
-    def drop(self, dropped: tuple[int, ...], scored: LayerScores) -> tuple[int, ...] | None:
-        """Drop layers (numbers of the model as it is now), choose which of the others train, tell the optimizer.
+    def drop(self, dropped: tuple[Cut, ...], scored: LayerScores) -> tuple[int, ...] | None:
+        """Drop layers and seams (numbers of the model as it is now), choose which of the others train, tell the optimizer.
 
         Returns:
             Numbers, before the drop, of the layers that train from now on; None: all parameters do.
         """
         kept, trained = self.history.kept, self.history.trained_layers
-        left = [layer for layer in range(len(kept)) if layer not in dropped]
+        left = Kept.without(len(kept), dropped).layers
         with self.compensation.dropping(self.run.causal_lm, dropped) if self.compensation else nullcontext():
             self._take_out(dropped)
         if trained is not None:
             still_trained = [new for new, old in enumerate(left) if kept[old] in trained]
-            scores = tuple(scored.scores[old] for old in left)
+            scores = tuple(scored.of_layers[old] for old in left)
             chosen = choose_trained_layers(
                 scores, self.settings.sparse_update_ratio, self.history.num_layers, still_trained
             )
@@ -181,24 +185,28 @@ class Trimming:
     def record(
         self,
         scored: LayerScores,
-        dropped: tuple[int, ...],
+        dropped: tuple[Cut, ...],
         trained: tuple[int, ...] | None,
         drop_seconds: float = 0.0,
     ) -> None:
         """Add the round to the history, in the layer numbers of the untrimmed model."""
-        kept = self.history.kept
+        kept, mlps = zip(*self.history.halves, strict=True)
+        counts, with_seams = scored.num_examples, scored.with_seams
         a_round = Round(
             step=self.run.global_step,
             layers=kept,
-            scores=scored.scores,
+            scores=scored.of_layers,
             metric=scored.metric,
             seconds=scored.seconds,
             activation_norms=scored.activation_norms,
-            num_examples=scored.num_examples,
-            contenders=None if scored.contenders is None else tuple(kept[layer] for layer in scored.contenders),
-            dropped=tuple(kept[layer] for layer in dropped),
+            num_examples=counts[::2] if counts and with_seams else counts,
+            contenders=None if scored.contenders is None else tuple(map(self._original, scored.contenders)),
+            dropped=tuple(map(self._original, dropped)),
             trained_layers=None if trained is None else tuple(kept[layer] for layer in trained),
             drop_seconds=drop_seconds,
+            mlps=None if mlps == kept else mlps,
+            seam_scores=scored.scores[1::2] if with_seams else None,
+            seam_num_examples=counts[1::2] if counts and with_seams else None,
         )
         before = self.history
         self.history = before.add(a_round)  # first of all: measuring may fail, and the layers are gone
@@ -211,6 +219,11 @@ class Trimming:
             self.history = before.add(a_round)
         if dropped:
             self._on_round(a_round)
+
+    def _original(self, cut: Cut) -> Dropped:
+        """A layer or seam, in the layer numbers of the untrimmed model."""
+        halves = self.history.halves
+        return (halves[cut.front][1], halves[cut.back][0]) if isinstance(cut, Seam) else halves[cut][0]
 
     def roll_back(self, metric: float) -> None:
         """Return to the last depth above the quality floor; the rest of the schedule heals it."""
@@ -249,7 +262,7 @@ class Trimming:
         if not self.history.rounds and self.settings.sparse_update_ratio is not None:
             scored = self.score()
             ratio = self.settings.sparse_update_ratio
-            self.record(scored, (), choose_trained_layers(scored.scores, ratio, self.history.num_layers))
+            self.record(scored, (), choose_trained_layers(scored.of_layers, ratio, self.history.num_layers))
             self.freeze()
 
     def freeze(self) -> None:
@@ -268,7 +281,7 @@ class Trimming:
     @cached_property
     def layout(self) -> Layout:
         """How examples are laid out for scoring: the fastest way that is exact for this model, tried once."""
-        return from_main(choose_layout(self.run.causal_lm, self._laid_out))
+        return from_main(choose_layout(self.run.causal_lm, self._laid_out, self.settings.with_seams))
 
     def measure_metric(self) -> float:
         """The calibration metric of the model as it is now."""
@@ -329,26 +342,33 @@ class Trimming:
 
     def take_out_dropped(self) -> None:
         """Drop, from the untrimmed model, what the history says."""
-        self._take_out(self.history.dropped)
+        left = _sublayers(self.history)
+        self._take_out(cuts_of([half for half in range(2 * self.history.num_layers) if half not in left]))
 
     def _bring_to(self, history: TrimHistory) -> PreTrainedModel:
         """Give the model the layers of a history, of which it has all or more, and return it."""
-        lost = [layer for layer in history.kept if layer not in self.history.kept]
+        ours, theirs = (_sublayers(each) for each in (self.history, history))
+        lost = sorted({half // 2 for half in theirs if half not in ours})
         if lost:
             raise ValueError(
                 f"The model has dropped {lost}, which the checkpoint has: its layers are {list(history.kept)}. Make a new "
                 "trainer, with the untrimmed model that the run began with, and resume there."
             )
-        self._take_out([i for i, layer in enumerate(self.history.kept) if layer not in history.kept])
+        self._take_out(cuts_of([place for place, half in enumerate(ours) if half not in theirs]))
         self.history = history
         return self.run.model
 
-    def _take_out(self, dropped: Iterable[int]) -> None:
-        """Drop layers (numbers of the model as it is now)."""
-        layers = find_layers(self.run.causal_lm)
-        gone = [layers[layer] for layer in dropped]
-        drop_layers(self.run.model, dropped)
+    def _take_out(self, cuts: Collection[Cut]) -> None:
+        """Drop layers and seams (numbers of the model as it is now)."""
+        before = set(find_layers(self.run.causal_lm).modules())
+        seams = [(cut.front, cut.back) for cut in cuts if isinstance(cut, Seam)]
+        drop_layers(self.run.model, [cut for cut in cuts if not isinstance(cut, Seam)], seams)
         if self._untrimmed is not None:
-            for layer in gone:
-                layer.zero_grad()
-                layer.to("cpu")
+            for module in before - set(find_layers(self.run.causal_lm).modules()):
+                module.zero_grad()
+                module.to("cpu")
+
+
+def _sublayers(history: TrimHistory) -> list[int]:
+    """The halves that are left, in order, by their numbers in the untrimmed model; see `sublayers`."""
+    return [half for layer, mlp in history.halves for half in (2 * layer, 2 * mlp + 1)]
