@@ -8,6 +8,7 @@ import transformers
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "helpers"))
 
+import sweep
 import zoo
 from sweep import NAMES, check, summarize
 
@@ -37,6 +38,10 @@ model in memory, and the checkpoint loaded by plain `from_pretrained`, without m
 of cached greedy decoding in memory and reloaded. *Exact* means that all agree on every set that is allowed. Every refusal
 is tested to raise and to change nothing, and every layer that `droppable_layers` lists is tested to be accepted.
 
+*Seams* ([what they are](sublayers.md)): each of the five between the six layers is joined alone, and two of them and a layer
+together are reloaded and decode, where they can go; the truth is the untouched model in which these halves add nothing.
+Every seam that is not among those that can go is tested to be refused.
+
 Not tested here: real checkpoints of each type, images and audio, 16-bit, quantized or sharded weights.
 
 {counts}
@@ -45,8 +50,8 @@ TITLES = {"causal": "Causal language models", "image-text": "Image-text-to-text 
 TABLE = """
 ## {title}
 
-| architecture | class | result | refused | config fields rewritten | weights edited |
-|---|---|---|---|---|---|
+| architecture | class | result | refused | seams | config fields rewritten | weights edited |
+|---|---|---|---|---|---|---|
 """
 RUNTIMES = """
 ## Other runtimes
@@ -80,7 +85,18 @@ def row(report) -> str:
     else:
         result = "exact" if report.is_exact else "WRONG"
         refused = next((outcome.refusal for outcome in report.outcomes if outcome.refusal), "")
-    return f"| `{report.name}` | {report.model_class} | {result} | {refused} | {fields} | {weights} |\n"
+    cells = [f"`{report.name}`", report.model_class, result, refused, seams_of(report), fields, weights]
+    return f"| {' | '.join(cells)} |\n"
+
+
+def seams_of(report) -> str:
+    """How many of the seams between its layers can go, or why none can."""
+    if report.no_seams is not None:
+        return report.no_seams.partition("cannot be joined: ")[2].removesuffix(". Drop whole layers.")
+    if report.seams is None:
+        return ""
+    number = len(report.seams.droppable)
+    return f"{number} of {sweep.NUM_SEAMS}" if report.seams.problem is None else "WRONG"
 
 
 def names_in(report, attribute) -> str:
@@ -91,7 +107,7 @@ def names_in(report, attribute) -> str:
 
 def unbuilt(name) -> str:
     """An architecture of which no tiny model can be built."""
-    return f"| `{name}` | | not tested | {zoo.UNBUILT[name]} | | |\n"
+    return f"| `{name}` | | not tested | {zoo.UNBUILT[name]} | | | |\n"
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ _PUBLIC = {
     "TrimTrainer": "training.trainer",
     "drop_layers": "surgery.drop",
     "droppable_layers": "architectures.droppable",
+    "droppable_seams": "architectures.droppable",
     "export": "exporting.export",
     "publish": "hub.publishing",
     "score_layers": "importance.scores",
@@ -26,6 +27,7 @@ __all__ = sorted(_PUBLIC)
 
 if TYPE_CHECKING:
     from .architectures.droppable import droppable_layers as droppable_layers
+    from .architectures.droppable import droppable_seams as droppable_seams
     from .checkpoints.verification import verify_checkpoint as verify_checkpoint
     from .exporting.export import export as export
     from .hub.publishing import publish as publish

@@ -1,4 +1,5 @@
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,8 @@ import transformers
 import zoo
 from sweep import NAMES, check
 
-from trim_trainer.architectures.fields import FIELDS
+from trim_trainer.architectures.fields import FIELDS, HALF_OF
+from trim_trainer.architectures.halves import HALVES
 from trim_trainer.architectures.table import ARCHITECTURES, Architecture
 from trim_trainer.surgery import drop
 from trim_trainer.surgery.drop import SurgeryError
@@ -29,6 +31,7 @@ def test_trimmed_equals_skipped_equals_reloaded(kind, name, reports):
     report = check(name, kind)
     reports[kind, name] = report
     assert not [f"{outcome.layers}: {outcome.problem}" for outcome in report.outcomes if outcome.problem]
+    assert report.seams is None or report.seams.problem is None
     assert report.refusal or report.is_exact or not report.droppable
 
 
@@ -54,6 +57,23 @@ def test_the_sweep_notices_a_list_that_is_cut(monkeypatch):
     monkeypatch.setattr(drop, "_compare_constants", lambda *args: None)
     problems = [outcome.problem for outcome in check("gemma3_text", "causal").outcomes if len(outcome.layers) == 2]
     assert problems and all("trimmed differs from skipped" in problem for problem in problems)
+
+
+def test_the_sweep_notices_a_norm_in_the_wrong_half(monkeypatch):
+    """OLMo 2 has a norm behind attention under the name that Llama gives to the one in front of the MLP."""
+    assert check("olmo2", "causal").seams.problem is None
+    monkeypatch.setitem(HALVES, "olmo2", HALVES["llama"])
+    assert "has post_feedforward_layernorm, and it is not known" in check("olmo2", "causal").seams.problem
+    monkeypatch.setitem(
+        HALVES, "olmo2", replace(HALVES["llama"], mlp=(*HALVES["llama"].mlp, "post_feedforward_layernorm"))
+    )
+    assert "joined differs from skipped" in check("olmo2", "causal").seams.problem
+
+
+def test_the_sweep_notices_a_field_that_follows_the_other_half(monkeypatch):
+    monkeypatch.setitem(HALF_OF, "layer_types", "mlp")
+    with pytest.raises(SurgeryError, match="depends on the layer's number"):
+        check("gemma3_text", "causal")
 
 
 def test_the_sweep_notices_weights_that_are_not_edited(monkeypatch):

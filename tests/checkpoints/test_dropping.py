@@ -12,7 +12,7 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
-from trim_trainer import drop_layers
+from trim_trainer import TrimHistory, drop_layers
 from trim_trainer.checkpoints.dropping import parse_layers
 from trim_trainer.cli.main import main
 
@@ -34,6 +34,55 @@ def test_layers_are_dropped_and_everything_else_comes_along(checkpoint, tmp_path
     assert loaded.dtype == torch.bfloat16  # as stored
     assert torch.equal(loaded(zoo.INPUT_IDS).logits, expected(zoo.INPUT_IDS).logits)
     assert AutoTokenizer.from_pretrained(tmp_path / "out")("the cat sat") == tokenizer("the cat sat")
+
+
+def test_halves_are_joined_and_it_is_said_which(checkpoint, tmp_path, capsys):
+    arguments = ["drop", str(checkpoint), "--layers", "5", "--seams", "0-1, 2-3", "--output", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    assert "6 → 3 layers" in capsys.readouterr().out
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    expected = drop_layers(AutoModelForCausalLM.from_pretrained(checkpoint), [5], [(0, 1), (2, 3)])
+    assert torch.equal(loaded(zoo.INPUT_IDS).logits, expected(zoo.INPUT_IDS).logits)
+    history = TrimHistory.load(tmp_path / "out")
+    assert history.halves == ((0, 1), (2, 3), (4, 4)) and history.named == (5, (0, 1), (2, 3))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Layers kept: 0 | 1, 2 | 3, 4. Each pair is one layer" in card
+    assert "without 3 of its 6 decoder layers" in card
+
+
+def test_a_joined_layer_goes_by_the_numbers_of_the_untrimmed_model(checkpoint, tmp_path):
+    steps = (["--seams", "1-2"], ["--seams", "1-2"], ["--layers", "1"])
+    source = checkpoint
+    for number, asked in enumerate(steps):
+        target = tmp_path / str(number)
+        assert main(["drop", str(source), *asked, "--output", str(target)]) == 0
+        source = target
+    history = TrimHistory.load(source)
+    assert history.dropped == ((1, 2), (2, 3), 1) and history.halves == ((0, 0), (4, 4), (5, 5))
+    expected = drop_layers(AutoModelForCausalLM.from_pretrained(checkpoint), [1, 2, 3])
+    loaded = AutoModelForCausalLM.from_pretrained(source)
+    assert torch.equal(loaded(zoo.INPUT_IDS).logits, expected(zoo.INPUT_IDS).logits)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (["--seams", "1"], "`seams` contains '1', expected pairs of neighbouring layers, such as 18-19,21-22"),
+        (["--seams", "1-3"], "`seams` contains '1-3', expected pairs"),
+        (["--seams", "5-6"], r"`seams` contains \(5, 6\), expected pairs.*from \(0, 1\) to \(4, 5\)"),
+        (["--seams", "1-2", "--layers", "2"], "a half of layer 2 would go twice"),
+    ],
+)
+def test_wrong_seams_are_refused_in_one_sentence(asked, message, checkpoint, tmp_path, capsys):
+    assert main(["drop", str(checkpoint), *asked, "--output", str(tmp_path / "out")]) == 2
+    assert re.search(message, " ".join(capsys.readouterr().err.split()))
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_to_drop_is_refused(checkpoint, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["drop", str(checkpoint), "--output", str(tmp_path / "out")])
+    assert "name what is to go: --layers, such as 3,17,20-24, or --seams, such as 18-19" in capsys.readouterr().err
 
 
 def test_a_vision_tower_stays(tmp_path, capsys):

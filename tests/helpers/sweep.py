@@ -19,6 +19,7 @@ from trim_trainer.surgery.full_depth import full_depth_twin
 
 AUTO = {"causal": AutoModelForCausalLM, "image-text": AutoModelForImageTextToText}
 NAMES = {"causal": zoo.CAUSAL, "image-text": zoo.IMAGE_TEXT}
+NUM_SEAMS = zoo.NUM_LAYERS - 1
 DROP_SETS = ((1, 4), (0, 5), (2, 3))
 # Folded constants are exact up to the epsilon of a norm; everything else is equal to the last bits.
 TOLERANCE, WIDE_TOLERANCE = 2e-5, {"rwkv@rescale": 1e-3}
@@ -220,6 +221,13 @@ def summarize(reports):
             f"allowed drop set ({len(everywhere)} of them allow all), {len(refused)} refused"
             f"{' (' + ', '.join(refused) + ')' if refused else ''}, {len(wrong)} wrong{': ' + ', '.join(wrong) if wrong else ''}"
         )
+    tried = [report for (_, name), report in reports.items() if report.seams or report.no_seams]
+    joining = [report for report in tried if report.seams]
+    wrong = [report.name for report in joining if report.seams.problem]
+    yield (
+        f"seams, of all these and their variants: {len(joining)} of {len(tried)} join halves, {len(joining) - len(wrong)} of them "
+        f"exactly on every seam that can go, {len(wrong)} wrong{': ' + ', '.join(wrong) if wrong else ''}"
+    )
     variants = [report for (_, name), report in reports.items() if "@" in name]
     yield f"variants of their configs: {len(variants)} tried, {sum(r.is_exact for r in variants)} exact"
     refusals = sum(o.refusal is not None for report in reports.values() for o in report.outcomes)

@@ -11,7 +11,7 @@ from tiny import CONFIGS, FULL, NUM_LAYERS, SLIDING, make_model
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
-from trim_trainer import drop_layers
+from trim_trainer import drop_layers, droppable_seams
 from trim_trainer.architectures.droppable import droppable_cuts
 from trim_trainer.architectures.errors import LayerConstraintError, UnsupportedArchitectureError
 from trim_trainer.architectures.fields import HALF_OF
@@ -188,6 +188,8 @@ def test_what_goes_together_shares_no_half(tiny_model):
     model = tiny_model()
     every = [0, Seam(0), 1, Seam(1), 2, Seam(2), 3, Seam(3), 4, Seam(4), 5]
     assert list(droppable_cuts(model, with_seams=True)) == every
+    assert droppable_seams(model) == droppable_seams(model.config) == ((0, 1), (1, 2), (2, 3), (3, 4), (4, 5))
+    assert droppable_seams(model, [0], [(2, 3)]) == ((1, 2), (3, 4), (4, 5))
     assert list(droppable_cuts(model, [Seam(1)], with_seams=True)) == [0, Seam(0), Seam(2), 3, Seam(3), 4, Seam(4), 5]
     assert list(droppable_cuts(model, [2], with_seams=True)) == [0, Seam(0), 1, 3, Seam(3), 4, Seam(4), 5]
     assert droppable_cuts(model, [0, Seam(1), Seam(2), 4, 5], with_seams=True) == ()

@@ -79,6 +79,26 @@ def droppable_layers(model: PreTrainedModel | PretrainedConfig, dropped: Iterabl
     return tuple(cut for cut in droppable_cuts(model, dropped) if not isinstance(cut, Seam))
 
 
+def droppable_seams(
+    model: PreTrainedModel | PretrainedConfig, dropped: Iterable[int] = (), seams: Iterable[tuple[int, int]] = ()
+) -> tuple[tuple[int, int], ...]:
+    """Return the pairs of neighbouring layers of which one can be left, each alone, in addition to what is gone.
+
+    The MLP half of the first and the attention half of the second go then, see `drop_layers`.
+
+    Args:
+        model: A causal LM, or its config.
+        dropped: Layers that are taken as gone, by their numbers in the model as it is.
+        seams: Pairs that are taken as joined.
+
+    Raises:
+        UnsupportedArchitectureError: no layer of this model can be dropped; or its layers have no halves to join.
+    """
+    gone = [*dropped, *(Seam(front) for front, _ in seams)]
+    cuts = droppable_cuts(model, gone, with_seams=True)
+    return tuple((cut.front, cut.back) for cut in cuts if isinstance(cut, Seam))
+
+
 def droppable_cuts(
     model: PreTrainedModel | PretrainedConfig, dropped: Iterable[Cut] = (), with_seams: bool = False
 ) -> tuple[Cut, ...]:
