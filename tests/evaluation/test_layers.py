@@ -13,10 +13,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from trim_trainer import TrimConfig, TrimTrainer, droppable_layers, score_layers
+from trim_trainer import TrimConfig, TrimTrainer, drop_layers, droppable_layers, score_layers
 from trim_trainer.checkpoints.loading import Source
 from trim_trainer.cli.main import main
+from trim_trainer.data.metrics import measure, scored_by
+from trim_trainer.data.tokens import tokenize_examples
 from trim_trainer.evaluation.layers import report_layers
+from trim_trainer.scoring.layout import ONE_BY_ONE
+from trim_trainer.scoring.scan import score_choices
 
 
 @pytest.fixture
@@ -66,6 +70,32 @@ def test_a_table_and_a_picture(criterion, checkpoint, tmp_path, capsys):
     assert (output / "layer_scores.png").read_bytes().startswith(b"\x89PNG")
 
 
+def loss_of(model, tokenizer, rows):
+    examples = scored_by("loss", tokenize_examples(rows, tokenizer))
+    return measure(score_choices(model, examples, ONE_BY_ONE), examples, "loss").item()
+
+
+def test_seams_are_scored_beside_layers(checkpoint, tmp_path, capsys):
+    model, data = checkpoint
+    arguments = ["scan", model, "--data", data, "--criterion", "sensitivity", "--unit", "sublayer", "--size", "20"]
+    assert main([*arguments, "--output", str(tmp_path / "report")]) == 0
+    printed, report = capsys.readouterr().out, json.loads((tmp_path / "report" / "layer_scores.json").read_text())
+    examples = report_layers(model, data, criterion="sensitivity", size=20)
+    assert report["scores"] == pytest.approx(examples.scores, abs=1e-5) and report["seam_num_scored"] == [20] * 5
+    loaded, tokenizer = AutoModelForCausalLM.from_pretrained(model), make_tokenizer()
+    for front, score in enumerate(report["seam_scores"]):
+        joined = drop_layers(AutoModelForCausalLM.from_pretrained(model), [], [(front, front + 1)])
+        loss = loss_of(joined, tokenizer, make_examples(20)) - loss_of(loaded, tokenizer, make_examples(20))
+        assert score == pytest.approx(loss, abs=1e-4)
+    lowest = min([*report["scores"], *report["seam_scores"]])
+    first = report["drop_order"][0]
+    assert lowest == (report["seam_scores"][first[0]] if isinstance(first, list) else report["scores"][first])
+    assert all(f" {front} | {front + 1} " in printed for front in range(5))
+    assert len(report["drop_order"]) == 5 and any(isinstance(each, list) for each in report["drop_order"])
+    assert main([*arguments[:4], "--criterion", "tail", "--unit", "sublayer"]) == 2
+    assert "`importance` is 'tail', which scores whole layers only" in capsys.readouterr().err
+
+
 def ranked(printed):
     """Layers in the order of a printed table."""
     rows = [line.split("│") for line in printed.splitlines() if line.startswith("│")]
@@ -89,7 +119,7 @@ def test_the_order_is_that_in_which_a_run_drops(
     trainer.train()
     expected = list(trainer.history.dropped)[: 1 if options else number]  # a race for three is run to another end
     drawn = []
-    monkeypatch.setattr("trim_trainer.evaluation.layers.plot_layers", lambda *given: drawn.append(given[-1]))
+    monkeypatch.setattr("trim_trainer.evaluation.layers.plot_layers", lambda *given: drawn.append(given[4]))
     arguments = [
         "scan",
         model,

@@ -28,6 +28,10 @@ def scan(arguments: list[str]) -> int:
         "--compensation-size", type=at_least(0), default=0,
         help="further examples on which the layer in front of each takes over, as in training (default: 0, none does)",
     )  # fmt: skip
+    parser.add_argument(
+        "--unit", default="layer", choices=("layer", "sublayer"),
+        help="what goes at a time, as trim_unit in training; sublayer: seams between layers too (default: layer)",
+    )  # fmt: skip
     parser.add_argument("--batch-tokens", type=at_least(1), help="tokens of one pass; default: what is fast")
     parser.add_argument(
         "--dtype", default="auto", choices=DTYPES, help="auto (as stored), float32, bfloat16 or float16"

@@ -60,9 +60,11 @@ def print_layers(report) -> None:
     title = f"{report.criterion} by {report.metric}, {report.num_examples} examples"
     table = Table("rank", "layer", "score", "examples", "activation norm", "", title=title)
     for rank, layer in enumerate(report.order(), start=1):
-        norm = "" if report.activation_norms is None else f"{report.activation_norms[layer]:.1f}"
-        note = "" if report.droppable[layer] else "has to stay"
-        row = (rank, layer, f"{report.scores[layer]:+.4f}", report.num_scored[layer], norm, note)
+        is_seam = isinstance(layer, tuple)
+        norm = "" if report.activation_norms is None or is_seam else f"{report.activation_norms[layer]:.1f}"
+        note = "" if report.can_go(layer) else "has to stay"
+        score, number = f"{report.score_of(layer):+.4f}", report.num_scored_of(layer)
+        row = (rank, name_dropped([layer]), score, number, norm, note)
         table.add_row(*map(str, row))
     Console().print(table)
     print(f"{report.metric} of the whole model {report.value:.4f}; {report.seconds:.1f} s.")

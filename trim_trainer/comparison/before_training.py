@@ -4,10 +4,10 @@ from transformers import PreTrainedModel
 
 from ..data.metrics import choose_metric, scored_by
 from ..importance.criteria import criterion_name
+from ..importance.unit import SUBLAYER
 from ..records.history import TrimHistory
 from ..recovery.quality_floor import QualityFloor
 from ..training.compensating import choose_compensation_size
-from ..training.config import SUBLAYER
 from ..training.protection import choose_protected_layers
 from ..training.sparse_update import choose_trained_layers, freeze_all_but
 from ..training.trainer import TrimTrainer

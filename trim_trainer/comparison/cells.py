@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from ..data.splits import example_key, first_rows
 from ..evaluation.quiet import quiet_libraries
 from ..evaluation.tasks import Task
+from ..importance.unit import LAYER, SUBLAYER
 from ..recipe import Recipe, load_splits, make_trainer
 from ..records.history import Dropped
 from ..records.measurement import Measurement
@@ -23,7 +24,6 @@ from ..scoring.speed import (
     peak_memory_bytes,
 )
 from ..training.checks import split_calibration
-from ..training.config import LAYER, SUBLAYER
 from ..training.hooks import use_one_gpu
 from ..training.trimming import Trimming
 from .before_training import drop_before_training

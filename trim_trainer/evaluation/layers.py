@@ -7,7 +7,8 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from ..architectures.droppable import droppable_layers
+from ..architectures.droppable import droppable_cuts
+from ..architectures.kept import Seam
 from ..architectures.modules import find_layers
 from ..checkpoints.loading import Source, default_device
 from ..data.choices import check_choices
@@ -18,6 +19,8 @@ from ..importance.calibration import Settings
 from ..importance.choice import choose_layers
 from ..importance.criteria import find_criterion
 from ..importance.scores import calibrate
+from ..importance.unit import SUBLAYER, check_unit
+from ..records.history import Dropped
 from ..records.plots import plot_layers
 from ..scoring.solutions import solve_takeovers
 from ..scoring.trial import choose_layout
@@ -29,7 +32,7 @@ REPORT_NAME, REPORT_PLOT = "layer_scores.json", "layer_scores.png"
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What a calibration of a checkpoint found. Lists are parallel to the layers."""
+    """What a calibration of a checkpoint found. Lists are parallel to the layers, those of seams to the places between them."""
 
     model: str
     data: str
@@ -43,21 +46,39 @@ class LayerReport:
     num_scored: list[int]  # examples that each score comes from
     activation_norms: list[float] | None
     droppable: list[bool]  # each on its own
-    drop_order: list[
-        int
-    ]  # in which a run would drop them; the others have to stay, all of them or where these are gone
+    # in which a run would drop them, seams as pairs; the others have to stay, all of them or where these are gone
+    drop_order: list[Dropped]
+    seam_scores: list[float] | None = None  # None: whole layers only
+    seam_num_scored: list[int] | None = None
+    seams_droppable: list[bool] | None = None
 
-    def order(self) -> list[int]:
-        """Layers, the first to go first; those that have to stay come last, the least important first."""
-        left = set(range(len(self.scores))) - set(self.drop_order)
-        return [*self.drop_order, *sorted(left, key=lambda layer: (not self.droppable[layer], self.scores[layer]))]
+    def order(self) -> list[Dropped]:
+        """Layers and seams, the first to go first; those that have to stay come last, the least important first."""
+        seams = [] if self.seam_scores is None else [(front, front + 1) for front in range(len(self.seam_scores))]
+        left = [each for each in (*range(len(self.scores)), *seams) if each not in self.drop_order]
+        return [*self.drop_order, *sorted(left, key=lambda each: (not self.can_go(each), self.score_of(each)))]
+
+    def score_of(self, each: Dropped) -> float:
+        """Score of a layer or a seam; higher = keep."""
+        return self.seam_scores[each[0]] if isinstance(each, tuple) else self.scores[each]
+
+    def can_go(self, each: Dropped) -> bool:
+        """Whether a layer or a seam can go, on its own."""
+        return self.seams_droppable[each[0]] if isinstance(each, tuple) else self.droppable[each]
+
+    def num_scored_of(self, each: Dropped) -> int:
+        """Examples that its score comes from."""
+        return self.seam_num_scored[each[0]] if isinstance(each, tuple) else self.num_scored[each]
 
     def save(self, directory: str | Path) -> None:
         """Write the numbers as JSON and the picture into `directory`."""
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / REPORT_NAME).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-        plot_layers(self.scores, self.droppable, self.criterion, folder / REPORT_PLOT, self.drop_order[:1])
+        plot_layers(
+            self.scores, self.droppable, self.criterion, folder / REPORT_PLOT, self.drop_order[:1], self.seam_scores or (),
+            self.seams_droppable or (),
+        )  # fmt: skip
 
 
 def report_layers(
@@ -76,6 +97,7 @@ def report_layers(
     trust_remote_code: bool = False,
     max_length: int | None = None,
     compensation_size: int = 0,
+    unit: str = "layer",
 ) -> LayerReport:
     """Score the layers of a checkpoint.
 
@@ -96,11 +118,13 @@ def report_layers(
         max_length: Tokens behind which an example is cut, as in `SFTConfig`; None: none is.
         compensation_size: Further examples, on which the layer in front of each that is left out takes over what it added,
             as in `TrimConfig`. 0: nothing is taken over.
+        unit: `"layer"`; `"sublayer"`: the seams between layers are scored too, as with that `trim_unit` in `TrimConfig`.
 
     Raises:
         ValueError: unknown criterion or split, unusable data, or an unsupported architecture.
     """
-    takes_over = find_criterion(criterion).scans and compensation_size > 0
+    takes_over, with_seams = find_criterion(criterion).scans and compensation_size > 0, unit == SUBLAYER
+    check_unit(unit, criterion)
     dataset = _load(data, split)
     check_choices(dataset, repr(data))
     drawn = dataset.shuffle(seed=seed)
@@ -116,7 +140,7 @@ def report_layers(
     metric = choose_metric(metric, examples)
     examples = scored_by(metric, examples)
     loaded = source.load_model(dtype).to(device or default_device())
-    can_go, started, takeovers = set(droppable_layers(loaded)), time.perf_counter(), {}
+    can_go, started, takeovers = set(droppable_cuts(loaded, with_seams=with_seams)), time.perf_counter(), {}
     if takes_over:
         others = drawn.select(range(size, size + compensation_size))
         seen = scored_by("loss", tokenize_examples(others, tokenizer, max_length=max_length))
@@ -124,11 +148,20 @@ def report_layers(
     solving = time.perf_counter() - started
     number = choose_layers_per_trim(None, len(find_layers(loaded)))
     settings = Settings(
-        metric, choose_layout(loaded, examples), batch_tokens, number, racing_confidence, seed, takeovers
-    )
-    among = can_go if racing_confidence is not None else None  # else a report says what every layer is worth
+        metric, choose_layout(loaded, examples, with_seams), batch_tokens, number, racing_confidence, seed, takeovers,
+        with_seams,
+    )  # fmt: skip
+    # Without a race a report says what every layer is worth; seams that cannot go are of layers that do not fit together.
+    among = can_go if racing_confidence is not None else can_go | set(range(len(find_layers(loaded))))
     scored = calibrate(loaded, examples, criterion, settings, among)
-    order = choose_layers(scored, criterion, len(scored.scores), lambda chosen: droppable_layers(loaded, chosen))
+    order = choose_layers(
+        scored, criterion, len(scored.scores), lambda chosen: droppable_cuts(loaded, chosen, with_seams)
+    )
+    counts, droppable = (
+        scored.num_examples or [len(examples)] * len(scored.scores),
+        [cut in can_go for cut in scored.cuts],
+    )
+    step = 2 if with_seams else 1
     return LayerReport(
         model=model,
         data=data,
@@ -138,11 +171,14 @@ def report_layers(
         value=scored.metric,
         seconds=scored.seconds + solving,
         layout=str(settings.layout),
-        scores=list(scored.scores),
-        num_scored=list(scored.num_examples or [len(examples)] * len(scored.scores)),
+        scores=list(scored.of_layers),
+        num_scored=list(counts[::step]),
         activation_norms=None if scored.activation_norms is None else list(scored.activation_norms),
-        droppable=[layer in can_go for layer in range(len(scored.scores))],
-        drop_order=list(order),
+        droppable=droppable[::step],
+        drop_order=[(cut.front, cut.back) if isinstance(cut, Seam) else cut for cut in order],
+        seam_scores=list(scored.scores[1::2]) if with_seams else None,
+        seam_num_scored=list(counts[1::2]) if with_seams else None,
+        seams_droppable=droppable[1::2] if with_seams else None,
     )
 
 

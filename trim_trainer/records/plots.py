@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from .history import Round, TrimHistory
+from .history import Dropped, Round, TrimHistory
 
 INK, MUTED, PALE, ACCENT = "#1f2933", "#9aa5b1", "#e4e7eb", "#d64545"
 
@@ -45,7 +45,7 @@ def plot_importance(history: TrimHistory, path: str | Path | BinaryIO) -> None:
     for row, place in unscored:
         axes.add_patch(Rectangle((place - side, row - 0.5), 2 * side, 1, color=PALE))
     for row, a_round in enumerate(rounds):
-        places = [sum(each) / 2 if isinstance(each, tuple) else each for each in a_round.dropped]
+        places = [_place(each) for each in a_round.dropped]
         axes.plot(places, [row] * len(places), "x", color=ACCENT, markersize=8, markeredgewidth=2)
     axes.set_yticks(range(len(rounds)), [f"step {a_round.step}" for a_round in rounds])
     axes.set_xticks(range(0, history.num_layers, 2 if history.num_layers > 16 else 1))
@@ -58,6 +58,11 @@ def plot_importance(history: TrimHistory, path: str | Path | BinaryIO) -> None:
     figure.savefig(path, dpi=120, metadata={"Software": None})
 
 
+def _place(dropped: Dropped) -> float:
+    """Where it is among the layers: a seam is in the middle of its two."""
+    return sum(dropped) / 2 if isinstance(dropped, tuple) else dropped
+
+
 def _scores_by_place(a_round: Round) -> Iterator[tuple[float, float, int]]:
     """Yield (place among the layers of the untrimmed model, score, examples that it comes from); a seam is in the middle."""
     counts = a_round.num_examples or (1,) * len(a_round.layers)
@@ -65,7 +70,7 @@ def _scores_by_place(a_round: Round) -> Iterator[tuple[float, float, int]]:
     if a_round.seam_scores:
         pairs = zip((a_round.mlps or a_round.layers)[:-1], a_round.layers[1:], strict=True)
         counts = a_round.seam_num_examples or (1,) * len(a_round.seam_scores)
-        yield from zip((sum(pair) / 2 for pair in pairs), a_round.seam_scores, counts, strict=True)
+        yield from zip(map(_place, pairs), a_round.seam_scores, counts, strict=True)
 
 
 def plot_metric(history: TrimHistory, path: str | Path | BinaryIO) -> None:
@@ -94,19 +99,30 @@ def label_by_depth(axes: Axes, what: str, title: str) -> None:
 
 
 def plot_layers(
-    scores: list[float], droppable: list[bool], criterion: str, path: str | Path, first: Sequence[int] = ()
+    scores: list[float],
+    droppable: list[bool],
+    criterion: str,
+    path: str | Path,
+    first: Sequence[Dropped] = (),
+    seam_scores: Sequence[float] = (),
+    seams_droppable: Sequence[bool] = (),
 ) -> None:
-    """Draw the score of each layer; layers that have to stay are grey, a cross marks those that go first."""
+    """Draw the score of each layer, and of seams between them; those that have to stay are grey, a cross marks what goes first."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.subplots()
-    axes.bar(range(len(scores)), scores, color=[INK if can_go else MUTED for can_go in droppable])
+    score_at = dict(enumerate(scores)) | {front + 0.5: score for front, score in enumerate(seam_scores)}
+    colors = [INK if can_go else MUTED for can_go in (*droppable, *seams_droppable)]
+    axes.bar(list(score_at), list(score_at.values()), width=0.4 if seam_scores else 0.8, color=colors)
+    scores = list(score_at.values())
     # The first and last layers matter so much more that the others would look alike.
     middle = sorted(scores)[(3 * len(scores)) // 4]
     if max(scores) > 4 * abs(middle) > 0:
         axes.set_ylim(min(0.0, 1.1 * min(scores)), 2 * abs(middle))
     axes.axhline(0, color=MUTED, linewidth=0.8)
-    axes.plot(first, [scores[layer] for layer in first], "x", color=ACCENT, markersize=8, markeredgewidth=2)
-    axes.set_xlabel("layer (grey: has to stay, cross: goes first)")
+    places = [_place(each) for each in first]
+    axes.plot(places, [score_at[place] for place in places], "x", color=ACCENT, markersize=8, markeredgewidth=2)
+    between = ", between layers: the seam" if seam_scores else ""
+    axes.set_xlabel(f"layer (grey: has to stay, cross: goes first{between})")
     axes.set_ylabel("importance, higher = keep")
     axes.set_title(f"Importance by {criterion}", loc="left", color=INK)
     figure.savefig(path, dpi=120, metadata={"Software": None})

@@ -16,10 +16,11 @@ from ..architectures.modules import find_layers
 from ..architectures.table import find_architecture
 from ..data.choices import CalibrationError, check_choices
 from ..data.splits import NUM_STREAM_ROWS, RowKey, check_disjoint, draw_rows, first_rows, hold_out
+from ..importance.unit import SUBLAYER
 from ..records.files import HISTORY_NAME
 from ..surgery.cpu_kernels import check_order
 from ..surgery.drop import check_layers, check_tensors
-from .config import SUBLAYER, TrimConfig
+from .config import TrimConfig
 from .protection import lowest_depth
 from .schedule import resolve_target
 

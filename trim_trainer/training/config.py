@@ -7,10 +7,10 @@ from trl import SFTConfig
 
 from ..checkpoints.precision import AUTO, DTYPES
 from ..data.metrics import METRICS
-from ..importance.criteria import CRITERIA, find_criterion
+from ..importance.criteria import find_criterion
+from ..importance.unit import LAYER, UNITS, check_unit
 
 STRATEGIES = ("epoch", "steps")
-LAYER, SUBLAYER = UNITS = ("layer", "sublayer")
 
 
 @dataclass
@@ -202,7 +202,6 @@ class TrimConfig(SFTConfig):
         rules: list[tuple[str, Any, str]] = [
             ("target_layers", lambda v: v is None or v >= 1, "a depth of at least 1 layer"),
             ("target_ratio", lambda v: v is None or 0 < v < 1, "a share in (0, 1); to drop 40 % write 0.4"),
-            ("trim_unit", UNITS.__contains__, f"one of {', '.join(UNITS)}"),
             ("trim_strategy", STRATEGIES.__contains__, f"one of {', '.join(STRATEGIES)}"),
             ("trim_steps", lambda v: v is None or v > 0, "a positive number of steps, or a share of them below 1"),
             ("trim_delay", lambda v: v >= 0, "at least 0: steps or epochs, below 1 a share of all steps"),
@@ -225,12 +224,7 @@ class TrimConfig(SFTConfig):
         for name, is_valid, rule in rules:
             if not is_valid(getattr(self, name)):
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}, expected {rule}.")
-        if self.trim_unit == SUBLAYER and not find_criterion(self.importance).takes_seams:
-            able = ", ".join(name for name, row in CRITERIA.items() if row.takes_seams)
-            raise ValueError(
-                f"`trim_unit` is 'sublayer', but `importance` is {self.importance!r}, which scores whole layers only. Set it to "
-                f"one of {able}, or `trim_unit` to 'layer'."
-            )
+        check_unit(self.trim_unit, self.importance)
         if self.trim_steps is not None and self.trim_steps > 1 and self.trim_steps != int(self.trim_steps):
             raise ValueError(f"`trim_steps` is {self.trim_steps}, expected whole steps, or a share of them below 1.")
         if self.trim_steps is not None and self.trim_strategy == "epoch":

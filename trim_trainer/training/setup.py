@@ -8,10 +8,10 @@ from ..checkpoints.frozen import FrozenWeights
 from ..data.examples import ScoredExample
 from ..data.metrics import choose_metric, scored_by
 from ..importance.criteria import CriterionLike, criterion_name
+from ..importance.unit import SUBLAYER
 from ..records.history import TrimHistory
 from ..recovery.quality_floor import QualityFloor
 from ..surgery.drop import is_quantized
-from .config import SUBLAYER
 from .drop_log import log_drop
 from .members import has_members, keep_depth
 from .protection import choose_protected_layers
