@@ -108,12 +108,17 @@ SCALAR = (USUAL[0], USUAL[1] | {"layer_scalar": ONE})
 RULES = {
     **dict.fromkeys(
         "bert bert-generation big_bird camembert data2vec-text electra ernie git megatron-bert rembert roberta "
-        "roberta-prelayernorm roc_bert roformer xlm-roberta xlm-roberta-xl xmod".split(),
+        "roberta-prelayernorm roc_bert roformer xlm-roberta xlm-roberta-xl".split(),
         BERT,
     ),
     **dict.fromkeys(
         "bart blenderbot-small marian mvp plbart prophetnet trocr opt".split(),
         FAIRSEQ,
+    ),
+    "xmod": (BERT[0], BERT[1] | {"output.LayerNorm": hand_on}),
+    "muse_spark_text": (
+        USUAL[0] | {"post_attention_residual_gate": hand_on},
+        USUAL[1] | {"post_feedforward_residual_gate": hand_on},
     ),
     "openai-gpt": (USUAL[0] | {"ln_1": hand_on}, USUAL[1] | {"ln_2": hand_on}),
     "xlnet": ({"rel_attn": hand_on}, {"ff": hand_on}),
@@ -143,7 +148,7 @@ def with_skipped(model, cuts):
 
 def skip(layer, rules):
     """Let half of a layer add nothing; return the hooks."""
-    hooks = [module.register_forward_hook(rules[name]) for name, module in layer.named_children() if name in rules]
+    hooks = [module.register_forward_hook(rules[name]) for name, module in layer.named_modules() if name in rules]
     assert hooks, f"no module of {type(layer).__name__} is known here"
     for name, rule in rules.items():
         if rule is ONE and hasattr(layer, name):
