@@ -81,7 +81,7 @@ def _show(value) -> str:
     if value is None:
         return ""
     if isinstance(value, list):
-        return " ".join(str(entry) for entry in value)
+        return " ".join("|".join(map(str, entry)) if isinstance(entry, list) else str(entry) for entry in value)
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 

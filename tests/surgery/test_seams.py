@@ -20,6 +20,7 @@ from trim_trainer.architectures.kept import Kept, Seam
 from trim_trainer.architectures.modules import find_layers
 from trim_trainer.surgery.backup import LayerBackup
 from trim_trainer.surgery.joining import joined_twin
+from trim_trainer.surgery.optimizer import sync_optimizer
 
 IDS = torch.arange(3, 29).view(2, 13)
 
@@ -206,3 +207,20 @@ def test_what_goes_together_shares_no_half(tiny_model):
 )
 def test_what_went_is_named(kept, text):
     assert str(kept) == text
+
+
+def test_the_optimizer_knows_of_the_halves_that_stay_what_it_knew(tiny_model):
+    model = tiny_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    model(IDS, labels=IDS).loss.backward()
+    optimizer.step()
+    layers = list(find_layers(model))
+    front, back, gone = layers[1].self_attn, layers[2].mlp, [layers[1].mlp, layers[2].self_attn]
+    known = {parameter: dict(optimizer.state[parameter]) for half in (front, back) for parameter in half.parameters()}
+    drop_layers(model, [], [(1, 2)])
+    sync_optimizer(optimizer, model, lambda: [])
+    joined = find_layers(model)[1]
+    assert joined.self_attn is front and joined.mlp is back
+    assert all(optimizer.state[parameter] == state for parameter, state in known.items())
+    assert not {parameter for half in gone for parameter in half.parameters()} & set(optimizer.state)
+    assert {p for group in optimizer.param_groups for p in group["params"]} == set(model.parameters())

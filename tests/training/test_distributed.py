@@ -74,8 +74,21 @@ def test_two_processes_log_the_accuracy_of_each_set_as_one_does(tmp_path):
             {"target_layers": 4, "sparse_update_ratio": None, "gradient_accumulation_steps": 2, "max_steps": 6},
             marks=pytest.mark.slow,
         ),
+        pytest.param(
+            {
+                "target_layers": 3,
+                "calibration_metric": "loss",
+                "compensation_size": 30,
+                "importance": "sensitivity",
+                "trim_unit": "sublayer",
+                "max_steps": 6,
+                "sparse_update_ratio": None,
+                "protected_layers": [],
+            },
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["sparse update", "compensation", "all parameters"],
+    ids=["sparse update", "compensation", "all parameters", "sublayers"],
 )
 def test_two_processes_train_as_one_does(settings, tmp_path):
     one = launch(tmp_path / "one", 1, save_strategy="no", **settings)

@@ -113,7 +113,7 @@ def droppable_cuts(
         UnsupportedArchitectureError: no layer of this model can be dropped; or its layers have no halves.
     """
     config = getattr(model, "config", model)
-    row, depth, gone = find_architecture(config), num_layers(config), tuple(dropped)
+    row, depth, gone = find_architecture(config), num_layers(config), tuple(dict.fromkeys(dropped))
     parts = find_halves(config).mlp if with_seams else ()
     whole, path = config.to_dict(), text_path(config)
     taken = {sublayer for cut in gone for sublayer in sublayers(cut)}
