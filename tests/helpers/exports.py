@@ -12,11 +12,11 @@ from trim_trainer.hub import export_card
 HERE = Environment("here", (), (), check="import torch", modules=("torch",))
 
 
-def save_trimmed(folder, name="trimmed", model=None):
+def save_trimmed(folder, name="trimmed", model=None, cuts=("--layers", "2,4")):
     """A trimmed checkpoint with its history, as `trim-trainer drop` leaves it, beside the whole one; returns its folder."""
     (model or make_model()).save_pretrained(folder / "whole")
     make_tokenizer().save_pretrained(folder / "whole")
-    assert main(["drop", str(folder / "whole"), "--layers", "2,4", "--output", str(folder / name)]) == 0
+    assert main(["drop", str(folder / "whole"), *cuts, "--output", str(folder / name)]) == 0
     return folder / name
 
 
