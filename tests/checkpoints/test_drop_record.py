@@ -24,8 +24,8 @@ def base(tmp_path, tokenizer):
     return folder
 
 
-def drop(model, layers, folder):
-    assert main(["drop", str(model), "--layers", layers, "--output", str(folder)]) == 0
+def drop(model, layers, folder, *others):
+    assert main(["drop", str(model), "--layers", layers, *others, "--output", str(folder)]) == 0
     return folder
 
 
@@ -57,8 +57,9 @@ def test_a_second_drop_counts_on_in_the_numbers_of_the_untrimmed_model(base, tmp
     assert torch.equal(AutoModelForCausalLM.from_pretrained(folder)(IDS).logits, expected(IDS).logits)
 
 
-def test_it_is_published_and_loads(base, tmp_path):
-    folder = drop(base, "1,4", tmp_path / "small")
+@pytest.mark.parametrize(("layers", "seams"), [("1,4", ()), ("4", (1, 2))], ids=["layers", "a layer and a seam"])
+def test_it_is_published_and_loads(layers, seams, base, tmp_path):
+    folder = drop(base, layers, tmp_path / "small", *(["--seams", "{}-{}".format(*seams)] if seams else []))
     with HubServer() as server:
         said = command(
             ["publish", str(folder), "--repo-id", "me/small"], server.endpoint, WRITE_TOKEN, tmp_path / "home"
@@ -67,14 +68,15 @@ def test_it_is_published_and_loads(base, tmp_path):
         assert "v1-depth-4" in server.repo("me/small").tags
         (depth, logits) = load_elsewhere("me/small", ["main"], server.endpoint, tmp_path / "fresh")["main"]
         assert b"me/small" in server.repo("me/small").files()["README.md"]
-    expected = drop_layers(AutoModelForCausalLM.from_pretrained(base), [1, 4])
+    numbers = [int(layer) for layer in layers.split(",")]
+    expected = drop_layers(AutoModelForCausalLM.from_pretrained(base), numbers, [seams] if seams else [])
     assert depth == 4
     torch.testing.assert_close(torch.tensor(logits), expected(IDS).logits, atol=1e-5, rtol=1e-5)
 
 
 def test_it_is_trained_on_scanned_and_the_card_remembers(base, make_trainer, tmp_path, capsys):
     (base / "README.md").write_text("---\nlicense: mit\nbase_model: org/base\n---\n")
-    folder = drop(base, "1,4", tmp_path / "small")
+    folder = drop(base, "4", tmp_path / "small", "--seams", "1-2")
     data = tmp_path / "data.jsonl"
     Dataset.from_list(make_examples(8)).to_json(data)
     assert main(["scan", str(folder), "--data", str(data), "--json"]) == 0
@@ -87,7 +89,7 @@ def test_it_is_trained_on_scanned_and_the_card_remembers(base, make_trainer, tmp
     assert (history.card.base_model, history.card.license) == ("org/base", "mit")
     card = (tmp_path / "run" / "README.md").read_text()
     assert "fine-tuned while 1 of its 4 decoder layers were dropped" in card
-    assert "The model that training began with had lost 2 of 6 layers before: 1, 4." in card
+    assert "The model that training began with had lost 2 of 6 layers before: 1 | 2, 4." in card
 
 
 def test_a_drop_of_a_trained_model_does_not_boast_with_what_was_measured_before(make_trainer, tmp_path):

@@ -43,7 +43,7 @@ def left(folder):
     return sorted(path.name for path in folder.glob("**/checkpoint-*"))
 
 
-QUICK = ("compensated", "sparse", "lora")
+QUICK = ("compensated",)
 
 
 @pytest.mark.parametrize(
