@@ -53,7 +53,7 @@ def drop_before_training(trainer: TrimTrainer, method: Method, calibration, dept
         # What the recipe protects belongs to its own criterion; controls drop what theirs says.
         protected_layers=protected if method.criterion is None else (),
         compensates=method.compensates,
-        with_seams=method.takes_seams or (method.criterion is None and args.trim_unit == SUBLAYER),
+        with_seams=args.trim_unit == SUBLAYER,  # as the method has it
         measures_drops=False,
     )
     history = TrimHistory(num_layers, depth, criterion_name(criterion), metric, len(examples))

@@ -12,7 +12,8 @@ from .rows import Row
 # Line styles that stay apart in black and white too.
 STYLES = {
     "progressive": ("o-", ACCENT), "progressive_tail": ("P-", "#8e4ec6"), "one_shot": ("s--", INK),
-    "progressive_sublayers": ("*-", "#d97706"), "block_influence": ("^:", "#3b7dd8"), "tail": ("v-.", "#2f9e77"), "tail_head": ("D:", "#b07d2b"),
+    "progressive_sublayers": ("*-", "#d97706"), "block_influence": ("^:", "#3b7dd8"), "tail": ("v-.", "#2f9e77"),
+    "tail_head": ("D:", "#b07d2b"),
     "tail_compensated": ("<-.", "#1b7a8c"), "random": ("x:", MUTED),
 }  # fmt: skip
 

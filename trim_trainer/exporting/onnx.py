@@ -21,7 +21,7 @@ ENVIRONMENT = Environment(
     modules=("onnxruntime_genai", "onnx_ir", "onnxscript"),
 )  # fmt: skip
 
-# The builder's own way of rounding to four bits costs about twice the loss: docs/pages/faster.md has both.
+# The builder's own way of rounding to four bits adds three times as much loss: docs/pages/faster.md has both.
 _QUANTIZER = ["algo_config=k_quant", "matmul_mixed_precision=last_matmul:int8"]
 
 _KNOWN = (

@@ -213,6 +213,11 @@ def _tuples(value):
     return tuple(_tuples(entry) for entry in value) if isinstance(value, list) else value
 
 
+def place_of(dropped: Dropped) -> float:
+    """Where it is among the layers: a seam is in the middle of its two."""
+    return sum(dropped) / 2 if isinstance(dropped, tuple) else dropped
+
+
 def name_dropped(dropped: Iterable[Dropped]) -> str:
     """`3, 17`, or with seams `3, 18 | 19`."""
     return ", ".join(" | ".join(map(str, each)) if isinstance(each, tuple) else str(each) for each in dropped)

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from .history import Dropped, Round, TrimHistory
+from .history import Dropped, Round, TrimHistory, place_of
 
 INK, MUTED, PALE, ACCENT = "#1f2933", "#9aa5b1", "#e4e7eb", "#d64545"
 
@@ -45,7 +45,7 @@ def plot_importance(history: TrimHistory, path: str | Path | BinaryIO) -> None:
     for row, place in unscored:
         axes.add_patch(Rectangle((place - side, row - 0.5), 2 * side, 1, color=PALE))
     for row, a_round in enumerate(rounds):
-        places = [_place(each) for each in a_round.dropped]
+        places = [place_of(each) for each in a_round.dropped]
         axes.plot(places, [row] * len(places), "x", color=ACCENT, markersize=8, markeredgewidth=2)
     axes.set_yticks(range(len(rounds)), [f"step {a_round.step}" for a_round in rounds])
     axes.set_xticks(range(0, history.num_layers, 2 if history.num_layers > 16 else 1))
@@ -58,11 +58,6 @@ def plot_importance(history: TrimHistory, path: str | Path | BinaryIO) -> None:
     figure.savefig(path, dpi=120, metadata={"Software": None})
 
 
-def _place(dropped: Dropped) -> float:
-    """Where it is among the layers: a seam is in the middle of its two."""
-    return sum(dropped) / 2 if isinstance(dropped, tuple) else dropped
-
-
 def _scores_by_place(a_round: Round) -> Iterator[tuple[float, float, int]]:
     """Yield (place among the layers of the untrimmed model, score, examples that it comes from); a seam is in the middle."""
     counts = a_round.num_examples or (1,) * len(a_round.layers)
@@ -70,7 +65,7 @@ def _scores_by_place(a_round: Round) -> Iterator[tuple[float, float, int]]:
     if a_round.seam_scores:
         pairs = zip((a_round.mlps or a_round.layers)[:-1], a_round.layers[1:], strict=True)
         counts = a_round.seam_num_examples or (1,) * len(a_round.seam_scores)
-        yield from zip(map(_place, pairs), a_round.seam_scores, counts, strict=True)
+        yield from zip(map(place_of, pairs), a_round.seam_scores, counts, strict=True)
 
 
 def plot_metric(history: TrimHistory, path: str | Path | BinaryIO) -> None:
@@ -119,7 +114,7 @@ def plot_layers(
     if max(scores) > 4 * abs(middle) > 0:
         axes.set_ylim(min(0.0, 1.1 * min(scores)), 2 * abs(middle))
     axes.axhline(0, color=MUTED, linewidth=0.8)
-    places = [_place(each) for each in first]
+    places = [place_of(each) for each in first]
     axes.plot(places, [score_at[place] for place in places], "x", color=ACCENT, markersize=8, markeredgewidth=2)
     between = ", between layers: the seam" if seam_scores else ""
     axes.set_xlabel(f"layer (grey: has to stay, cross: goes first{between})")

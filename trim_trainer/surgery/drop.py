@@ -18,7 +18,7 @@ from ..architectures.rewriting import stale_fields
 from ..architectures.table import find_architecture
 from .adapters import trimmed_adapters
 from .blueprint import LAYER_NUMBERS, adopt_constants, build, differing_constants, tensor_shapes
-from .joining import check_parts, leave_mlp_half, take_mlp_half
+from .joining import check_parts, move_mlp_half
 from .unstored import adopt_unstored, differing_buffers, differing_modules
 
 _OTHER_TENSORS = (
@@ -193,8 +193,7 @@ def _join(model: PreTrainedModel, stack: nn.ModuleList, kept: Kept) -> None:
     for front, back in kept.joined.items():
         check_parts(stack[front], halves)
         check_parts(stack[back], halves)
-        take_mlp_half(stack[front], stack[back], halves)
-        leave_mlp_half(stack[back], halves)
+        move_mlp_half(stack[front], stack[back], halves)
 
 
 def _compare_constants(

@@ -22,15 +22,15 @@ def check_parts(layer: nn.Module, halves: Halves) -> None:
         )
 
 
-def take_mlp_half(front: nn.Module, back: nn.Module, halves: Halves) -> None:
-    """Give a layer the MLP half of another one in place of its own, in place."""
+def move_mlp_half(front: nn.Module, back: nn.Module, halves: Halves) -> None:
+    """Give a layer the MLP half of another one in place of its own, in place: what is left of the other goes."""
     device = _device(front)
     for name in halves.mlp:
         for held in _HELD:
             ours, theirs = vars(front)[held], vars(back)[held]
             ours.pop(name, None)
             if name in theirs:
-                part = theirs[name]
+                part = theirs.pop(name)
                 if isinstance(part, nn.Module) and _device(part) not in (None, device):
                     part.to(device)
                 ours[name] = part
@@ -41,15 +41,8 @@ def take_mlp_half(front: nn.Module, back: nn.Module, halves: Halves) -> None:
 def joined_twin(front: nn.Module, back: nn.Module, halves: Halves) -> nn.Module:
     """Return a layer of its own with the attention half of one and the MLP half of another, whose weights it shares."""
     twin = copy.deepcopy(front, _shared(front))
-    take_mlp_half(twin, copy.deepcopy(back, _shared(back)), halves)
+    move_mlp_half(twin, copy.deepcopy(back, _shared(back)), halves)
     return twin
-
-
-def leave_mlp_half(back: nn.Module, halves: Halves) -> None:
-    """Forget the MLP half that another layer has taken, in place: what is left of the layer goes."""
-    for name in halves.mlp:
-        for held in _HELD:
-            vars(back)[held].pop(name, None)
 
 
 def _device(module: nn.Module) -> torch.device | None:

@@ -3,7 +3,7 @@
 from transformers import Trainer
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from ..records.history import Round
+from ..records.history import Round, place_of
 
 
 def log_drop(trainer: Trainer, a_round: Round) -> None:
@@ -17,8 +17,7 @@ def log_drop(trainer: Trainer, a_round: Round) -> None:
     }
     # Reporters plot numbers only: what goes together is logged one by one, a seam as the place between its layers.
     for place, each in enumerate(a_round.dropped, start=1):
-        number = sum(each) / 2 if isinstance(each, tuple) else each
-        logs["trim_layer" if place == 1 else f"trim_layer_{place}"] = number
+        logs["trim_layer" if place == 1 else f"trim_layer_{place}"] = place_of(each)
     Trainer.log(trainer, logs)
     trainer.control.should_log = should_log  # this step's loss is still to be logged
     importance = {

@@ -133,7 +133,7 @@ class Trimming:
 
     def droppable(self, chosen: tuple[Cut, ...] = ()) -> set[Cut]:
         """Layers, and seams, (numbers of the model as it is now) that can go in addition to `chosen`."""
-        owners = [layer for pair in self.history.halves for layer in pair]  # of each half that is left, in order
+        owners = [half // 2 for half in _sublayers(self.history)]
         protected = set(self.settings.protected_layers)
         cuts = droppable_cuts(self.run.causal_lm, chosen, self.settings.with_seams)
         return {cut for cut in cuts if not protected & {owners[half] for half in sublayers(cut)}}
