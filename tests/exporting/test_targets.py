@@ -92,6 +92,16 @@ def test_fewer_bits_say_what_they_cost(name, interpreters, trimmed, tmp_path, ca
         assert str(tmp_path.parent) not in said and "colour" not in said and '"dataset": [' not in said, path
 
 
+@pytest.mark.parametrize(
+    "hidden_size", [32, 48, 64]
+)  # an odd number of blocks of 32 weights, of 32 and of 16, of none
+def test_rows_of_any_length_are_rounded_to_four_bits(hidden_size, interpreters, tmp_path):
+    interpreters("onnx")
+    model = make_model(head_dim=16, hidden_size=hidden_size)
+    report = export(save_trimmed(tmp_path, model=model), "onnx", tmp_path / "out", weights="int4")
+    assert report.weights == "int4" and report.agreement.loss_after < report.agreement.loss_before + 0.5
+
+
 @pytest.mark.parametrize("name", TARGETS)
 def test_an_architecture_that_it_does_not_know_is_refused_by_name(name, interpreters, trimmed, tmp_path, capsys):
     interpreters(name)

@@ -1,9 +1,11 @@
 """Export to ONNX for ONNX Runtime GenAI, by the builder that comes with it."""
 
 import json
+import math
 import tempfile
 from pathlib import Path
 
+from safetensors import safe_open
 from transformers import PretrainedConfig
 
 from .environments import Environment
@@ -21,8 +23,7 @@ ENVIRONMENT = Environment(
     modules=("onnxruntime_genai", "onnx_ir", "onnxscript"),
 )  # fmt: skip
 
-# The builder's own way of rounding to four bits adds three times as much loss: docs/pages/faster.md has both.
-_QUANTIZER = ["algo_config=k_quant", "matmul_mixed_precision=last_matmul:int8"]
+_BLOCKS = (32, 16)  # weights of a row that share a scale
 
 _KNOWN = (
     "import inspect, sys; from onnxruntime_genai.models.builder import create_model; "
@@ -41,12 +42,34 @@ def make(interpreter: Path, source: Path, output: Path, weights: str, texts: lis
     with tempfile.TemporaryDirectory() as cache:
         step = [interpreter, "-m", "onnxruntime_genai.models.builder", "-i", source, "-o", output]
         step += ["-p", weights, "-e", "cpu", "-c", cache]
-        options = _QUANTIZER if weights == "int4" else []
+        options = _quantizer(source) if weights == "int4" else []
         if json.loads((source / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings"):
             options = [*options, "shared_embeddings=true"]
         if options:
             step += ["--extra_options", *options]
         run_step(step, f"the builder of ONNX Runtime GenAI could not export {str(source)!r}")
+
+
+def _quantizer(source: Path) -> list[str]:
+    """How to round to four bits: k-quant, in blocks of which each row has an even number, as it packs two per byte.
+
+    The builder's own way adds three times as much loss (docs/pages/faster.md has both) and takes rows of any length.
+    """
+    head = "matmul_mixed_precision=last_matmul:int8"
+    lengths = _row_lengths(source)
+    for block in _BLOCKS:
+        if all(math.ceil(length / block) % 2 == 0 for length in lengths):
+            return ["algo_config=k_quant", f"block_size={block}", head]
+    return [head]
+
+
+def _row_lengths(source: Path) -> set[int]:
+    found = set()
+    for path in source.glob("*.safetensors"):
+        with safe_open(path, framework="np") as tensors:
+            shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]
+        found |= {shape[-1] for shape in shapes if len(shape) == 2}
+    return found
 
 
 ONNX = Target(
