@@ -68,6 +68,7 @@ def reports(request):
 
 OPTIONS = (  # of the trainer
     "train_dataset", "eval_dataset", "peft_config", "callbacks", "compute_metrics", "optimizers",
+    "data_collator", "processing_class",
 )  # fmt: skip
 
 
@@ -84,6 +85,6 @@ def make_trainer(sets, tokenizer, tmp_path):
         trimming = TRIMMING if issubclass(config_class, TrimConfig) else {}
         args = config_class(output_dir=str(tmp_path / output_dir), **(TRAINING | trimming | fields))
         options = {"train_dataset": train, "eval_dataset": evaluation} | options
-        return trainer_class(model or make_model(), args, processing_class=tokenizer, **options)
+        return trainer_class(model or make_model(), args, **{"processing_class": tokenizer} | options)
 
     return make

@@ -20,6 +20,7 @@ _PUBLIC = {
     "export": "exporting.export",
     "publish": "hub.publishing",
     "score_layers": "importance.scores",
+    "trim_vocabulary": "vocabulary.trim",
     "verify_checkpoint": "checkpoints.verification",
 }
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from .surgery.drop import drop_layers as drop_layers
     from .training.config import TrimConfig as TrimConfig
     from .training.trainer import TrimTrainer as TrimTrainer
+    from .vocabulary.trim import trim_vocabulary as trim_vocabulary
 
 keep_import_messages()
 

@@ -16,6 +16,7 @@ GROUPS = {
     "which layers go": (
         "trim_unit", "importance", "calibration_size", "calibration_metric", "scan_batch_tokens", "racing_confidence",
     ),
+    "which tokens stay": ("vocab_size", "vocab_corpus"),
     "what trains and recovers": (
         "scale_learning_rate", "sparse_update_ratio", "compensation_size", "distill_from", "distill_weight", "distill_temperature",
         "merge_adapter", "save_dtype", "use_peft",

@@ -9,6 +9,7 @@ from typing import Any
 from .facts import CardFacts
 from .files import HISTORY_NAME
 from .measurement import EVALUATION, Measurement
+from .vocabulary import VocabularyRecord
 
 FORMAT_VERSION = 3  # 1 had measurements by name, and one evaluation set; 2 had whole layers only
 
@@ -69,6 +70,7 @@ class TrimHistory:
     untrimmed: Measurement | None = None  # before training
     measurements: tuple[Measurement, ...] = ()  # of depths that were trained, one each
     stopped: str | None = None  # why the run ended above the target; None: it did not
+    vocabulary: VocabularyRecord | None = None  # what a smaller one kept; None: it is the whole one
     card: CardFacts | None = None  # what the model card says beside this; None: nothing was saved yet
     format_version: int = field(default=FORMAT_VERSION)
 
@@ -200,11 +202,13 @@ class TrimHistory:
         rounds = tuple(Round(**{key: _tuples(value) for key, value in entry.items()}) for entry in data.pop("rounds"))
         measurements = tuple(Measurement.from_plain(entry) for entry in data.pop("measurements"))
         untrimmed, card = data.pop("untrimmed"), data.pop("card")
+        vocabulary = data.pop("vocabulary", None)
         return cls(
             rounds=rounds,
             measurements=measurements,
             untrimmed=None if untrimmed is None else Measurement.from_plain(untrimmed),
             card=None if card is None else CardFacts.from_plain(card),
+            vocabulary=None if vocabulary is None else VocabularyRecord.from_plain(vocabulary),
             **data,
         )
 

@@ -24,25 +24,34 @@ class Teacher:
     Args:
         model: Causal LM with the vocabulary of the student.
         temperature: By which the logits of both are divided.
+        ids: The teacher's own ids of the student's tokens, where the student has fewer: the distribution is that over these.
     """
 
-    def __init__(self, model: PreTrainedModel, temperature: float):
+    def __init__(self, model: PreTrainedModel, temperature: float, ids: tuple[int, ...] | None = None):
         self.model = model.eval().requires_grad_(False)
         self.temperature = temperature
+        self._ids = None if ids is None else torch.tensor(ids, device=model.device)
         # (input ids, labels) of a row, as bytes -> tokens (scored, kept) and log-probabilities (scored, kept + 1)
         self._targets: dict[bytes, tuple[torch.Tensor, torch.Tensor]] = {}
 
     @classmethod
     def load(
-        cls, name: str, temperature: float, student: PreTrainedModel, trust_remote_code: bool = False
+        cls,
+        name: str,
+        temperature: float,
+        student: PreTrainedModel,
+        trust_remote_code: bool = False,
+        ids: tuple[int, ...] | None = None,
     ) -> "Teacher":
-        """Load a checkpoint as the teacher of `student`, on its device.
+        """Load a checkpoint as the teacher of `student`, on its device; `ids` as above, of the student's base model.
 
         Raises:
             ValueError: it has another vocabulary.
         """
         model = Source.of(name, trust_remote_code=trust_remote_code).load_model(student.dtype).to(student.device)
         sizes = [each.get_output_embeddings().weight.shape[0] for each in (model, student)]
+        if ids is not None and sizes[0] > max(ids) and sizes[0] != sizes[1]:
+            return cls(model, temperature, ids)
         if sizes[0] != sizes[1]:
             raise ValueError(
                 f"`distill_from` {name!r} has a vocabulary of {sizes[0]} tokens, the model one of {sizes[1]}: name a "
@@ -97,7 +106,11 @@ class Teacher:
         }
         with scored_positions_only(self.model, part) as (selected, _):
             selected.pop("shift_labels")
+            if self._ids is not None:
+                selected["input_ids"] = self._ids[selected["input_ids"]]
             logits = self.model(**selected | {"use_cache": False}).logits[0]
+            if self._ids is not None:
+                logits = logits[:, self._ids]
         tokens = logits.topk(min(NUM_KEPT, logits.shape[-1] - 1)).indices
         log_probs = self._coarse(logits, tokens)
         counts = (part["labels"][:, 1:] != IGNORED).sum(1).tolist()

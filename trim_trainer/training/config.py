@@ -39,6 +39,21 @@ class TrimConfig(SFTConfig):
             "choices": list(UNITS),
         },
     )
+    vocab_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens that stay, special and added ones included: those of the training and calibration texts, all bytes, "
+            "and the most frequent of the rest. The tokenizer, embedding and head are made smaller before training; text all of "
+            "whose tokens stayed is encoded as before. None: all stay. Only with a target."
+        },
+    )
+    vocab_corpus: str | None = field(
+        default=None,
+        metadata={
+            "help": "Texts by which the most frequent tokens are found that stay beside those of the task: a Hub data set, a "
+            "folder or a file. None: the tokenizer's own order says which they are. Only with `vocab_size`."
+        },
+    )
     trim_strategy: str = field(
         default="steps",
         metadata={
@@ -202,6 +217,7 @@ class TrimConfig(SFTConfig):
         rules: list[tuple[str, Any, str]] = [
             ("target_layers", lambda v: v is None or v >= 1, "a depth of at least 1 layer"),
             ("target_ratio", lambda v: v is None or 0 < v < 1, "a share in (0, 1); to drop 40 % write 0.4"),
+            ("vocab_size", lambda v: v is None or v >= 1, "at least 1 token, or None for all"),
             ("trim_strategy", STRATEGIES.__contains__, f"one of {', '.join(STRATEGIES)}"),
             ("trim_steps", lambda v: v is None or v > 0, "a positive number of steps, or a share of them below 1"),
             ("trim_delay", lambda v: v >= 0, "at least 0: steps or epochs, below 1 a share of all steps"),
@@ -225,6 +241,15 @@ class TrimConfig(SFTConfig):
             if not is_valid(getattr(self, name)):
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}, expected {rule}.")
         check_unit(self.trim_unit, self.importance)
+        if self.vocab_size is not None and not self.is_trimming:
+            raise ValueError(
+                f"`vocab_size` is {self.vocab_size}, but neither `target_layers` nor `target_ratio` is set. Set one; to make the "
+                "vocabulary alone smaller, use `trim-trainer drop --vocab-size`, and train what it leaves."
+            )
+        if self.vocab_corpus is not None and self.vocab_size is None:
+            raise ValueError(
+                f"`vocab_corpus` is {self.vocab_corpus!r}, but `vocab_size` is not set. Set it, or leave it out."
+            )
         if self.trim_steps is not None and self.trim_steps > 1 and self.trim_steps != int(self.trim_steps):
             raise ValueError(f"`trim_steps` is {self.trim_steps}, expected whole steps, or a share of them below 1.")
         if self.trim_steps is not None and self.trim_strategy == "epoch":

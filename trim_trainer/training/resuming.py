@@ -169,6 +169,13 @@ def _check_model(trainer, where: str, history: TrimHistory, record: RunRecord) -
             f"`resume_from_checkpoint`: {where} began with {history.num_layers} layers, the model has "
             f"{trainer.history.num_layers}. Pass the untrimmed model that the run began with."
         )
+    now, then = trainer.history.vocabulary, history.vocabulary
+    if (now and now.kept) != (then and then.kept):
+        had = "with the whole vocabulary" if then is None else f"with {then.num_tokens:,} tokens"
+        raise ValueError(
+            f"`vocab_size` is {trainer.args.vocab_size}, but {where} was trained {had}{', others' if now and then else ''}. Pass "
+            "the `vocab_size`, `vocab_corpus`, data sets and `calibration_size` that the run began with."
+        )
     if record.model is not None:
         asked = fingerprints.plain_config(trainer.untrimmed_config)
         for name, (now, then) in fingerprints.different_fields(asked, record.model).items():

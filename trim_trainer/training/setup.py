@@ -10,6 +10,7 @@ from ..data.metrics import choose_metric, scored_by
 from ..importance.criteria import CriterionLike, criterion_name
 from ..importance.unit import SUBLAYER
 from ..records.history import TrimHistory
+from ..records.vocabulary import VocabularyRecord
 from ..recovery.quality_floor import QualityFloor
 from ..surgery.drop import is_quantized
 from .drop_log import log_drop
@@ -20,7 +21,11 @@ from .trimming import Trimming, TrimSettings
 
 
 def make_trimming(
-    trainer, examples: list[ScoredExample], criterion: CriterionLike, num_layers: int, target: int
+    trainer,
+    examples: list[ScoredExample],
+    criterion: CriterionLike,
+    depths: tuple[int, int],
+    vocabulary: VocabularyRecord | None = None,
 ) -> Trimming:
     """Make the algorithm for a `TrimTrainer`, as its config says.
 
@@ -28,9 +33,10 @@ def make_trimming(
         trainer: The run.
         examples: The calibration set.
         criterion: A name in `CRITERIA`, or a function of the user's.
-        num_layers: Depth of the model.
-        target: Depth to reach.
+        depths: Of the model, and to reach.
+        vocabulary: What a smaller one kept; None: it is the whole one.
     """
+    num_layers, target = depths
     args, metric = trainer.args, choose_metric(trainer.args.calibration_metric, examples)
     examples = scored_by(metric, examples)
     history = TrimHistory(
@@ -40,6 +46,7 @@ def make_trimming(
         calibration_metric=metric,
         calibration_size=len(examples),
         compensation_size=trainer.compensation_size,
+        vocabulary=vocabulary,
     )
     trimming = Trimming(
         trainer,

@@ -59,6 +59,7 @@ from .saving import clear_checkpoint, save_trimmed
 from .schedule import Start, TrimSchedule, plan_run
 from .setup import frozen_weights_of, make_trimming
 from .trimming import Trimming
+from .vocabulary import load_with_vocabulary, loaded_already, refuse_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +99,7 @@ class TrimTrainer(HookedTrainer):
         data_collator=None,
         train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset=None,
+        processing_class=None,
         *others,
         calibration_dataset: Iterable[dict] | None = None,
         importance: CriterionLike | None = None,
@@ -110,13 +112,24 @@ class TrimTrainer(HookedTrainer):
             train_dataset, calibration_dataset = split_calibration(
                 train_dataset, eval_dataset, calibration_dataset, args, kwargs.get("formatting_func")
             )
-        super().__init__(model, args, data_collator, train_dataset, eval_dataset, *others, **kwargs)
+        smaller = None
+        if is_trimming and args.vocab_size is not None:
+            refuse_arguments(args, data_collator, kwargs)
+            sets = {"train_dataset": train_dataset, "calibration_dataset": calibration_dataset}
+            options = (processing_class, kwargs.pop("quantization_config", None), kwargs.get("formatting_func"))
+            smaller = load_with_vocabulary(model, args, sets, eval_dataset, *options)
+            model, processing_class = smaller.model, smaller.processing_class
+        with loaded_already(args, smaller):
+            super().__init__(
+                model, args, data_collator, train_dataset, eval_dataset, processing_class, *others, **kwargs
+            )
         say_import_messages(self.causal_lm)
         if getattr(args, "distill_from", None) is not None:
             check_distillation(self)
             self.teacher = Teacher.load(
-                args.distill_from, args.distill_temperature, self.causal_lm, trust_remote_code=args.trust_remote_code
-            )
+                args.distill_from, args.distill_temperature, self.causal_lm, args.trust_remote_code,
+                None if smaller is None else smaller.ids,
+            )  # fmt: skip
         if not is_trimming:
             return
         check_router_loss(self)
@@ -129,7 +142,8 @@ class TrimTrainer(HookedTrainer):
         self._stored_dtype = stored_dtype(self.untrimmed_config, (args.model_init_kwargs or {}).get("cache_dir"))
         keep_order(self.model)
         self.frozen = frozen_weights_of(self)
-        self.trimming = make_trimming(self, examples, importance or args.importance, num_layers, target)
+        vocabulary = None if smaller is None else smaller.record
+        self.trimming = make_trimming(self, examples, importance or args.importance, (num_layers, target), vocabulary)
         self.start = Start(num_layers)  # from where drops are planned
         self._resumed: RunRecord | None = None  # what the checkpoint says that this run goes on with
         self.add_callback(TrimCallback(self._trim))
