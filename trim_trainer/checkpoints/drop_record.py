@@ -19,6 +19,7 @@ from ..records.facts import CardFacts
 from ..records.files import CARD_NAME, HISTORY_NAME
 from ..records.history import TrimHistory
 from ..records.measurement import Measurement
+from ..records.vocabulary import VocabularyRecord
 from .loading import Source, find_file
 from .older_readers import oldest_reader
 
@@ -33,6 +34,7 @@ def write_drop_record(
     config: PretrainedConfig,
     dropped: tuple[list[int], list[tuple[int, int]]],
     num_parameters: tuple[int, int],
+    vocabulary: VocabularyRecord | None = None,
 ) -> None:
     """Write history and card of a drop without training; one of a trimmed model goes on with that model's history.
 
@@ -42,6 +44,7 @@ def write_drop_record(
         config: Of the one that is left.
         dropped: Layers and seams, as the one before counts them.
         num_parameters: Before, and of what is left.
+        vocabulary: What a smaller one kept; None: it is as it was.
     """
     left = num_layers(config)
     depth = left + sum(map(len, dropped))
@@ -52,7 +55,9 @@ def write_drop_record(
                        earlier.depth, depth)  # fmt: skip
         earlier = None
     history = earlier or TrimHistory(depth, depth, BY_HAND, "nothing", 0, untrimmed=before)
-    history = history.add_named(*dropped).add(after)
+    if any(dropped):
+        history = history.add_named(*dropped)
+    history = replace(history.add(after), vocabulary=vocabulary or history.vocabulary)
     facts = _facts(folder, source, config, earlier)
     history = replace(history, card=facts)
     write_card(folder, history, facts)

@@ -3,17 +3,20 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from transformers import (
-    AutoProcessor,
-    AutoTokenizer,
-)
+from transformers import AutoProcessor, AutoTokenizer, PreTrainedModel
 from transformers.utils import cached_file
 
 from ..architectures.configs import num_layers
 from ..architectures.droppable import keep_without, trimmed_fields
 from ..architectures.runtimes import runtime_caveats
+from ..data.preparation import ProcessingClass, TextSettings
+from ..data.tokens import all_texts
+from ..records.vocabulary import VocabularyRecord
 from ..surgery.drop import check_cuts, drop_layers
+from ..vocabulary.files import with_tokenizer
+from ..vocabulary.trim import Smaller, Texts, make_smaller
 from .drop_record import write_drop_record
 from .finishing import finish_checkpoint
 from .loading import Source, loading
@@ -32,6 +35,31 @@ _NO_ERRORS = {"_raise_exceptions_for_missing_entries": False}
 
 
 @dataclass(frozen=True)
+class FewerTokens:
+    """A smaller vocabulary, see `trim_vocabulary`.
+
+    Attributes:
+        num_tokens: That stay.
+        rows: Texts whose tokens stay, in TRL's formats.
+        settings: How they are prepared.
+        corpus: Texts by which the most frequent of the others are found.
+    """
+
+    num_tokens: int
+    rows: list[dict[str, Any]]
+    settings: TextSettings = TextSettings()
+    corpus: tuple[str, ...] = ()
+
+    def apply(self, model: PreTrainedModel, processing_class: ProcessingClass) -> Smaller:
+        """Leave these tokens to a model, in place."""
+        tokenizer = getattr(processing_class, "tokenizer", processing_class)
+        texts = Texts(
+            "the texts", lambda by: all_texts(self.rows, with_tokenizer(processing_class, by), self.settings)
+        )
+        return make_smaller(model, tokenizer, self.num_tokens, [texts], self.corpus)
+
+
+@dataclass(frozen=True)
 class OneShot:
     """What `drop_from_checkpoint` did."""
 
@@ -42,6 +70,7 @@ class OneShot:
     num_parameters_after: int
     has_tokenizer: bool
     caveats: list[str]  # runtimes that would compute something else
+    vocabulary: VocabularyRecord | None = None  # None: all tokens stayed
 
     @property
     def depth(self) -> int:
@@ -88,11 +117,12 @@ def drop_from_checkpoint(
     output_dir: str | Path,
     *,
     seams: list[tuple[int, int]] = (),
+    tokens: FewerTokens | None = None,
     revision: str = "main",
     dtype: str = "auto",
     trust_remote_code: bool = False,
 ) -> OneShot:
-    """Drop layers of a checkpoint without training: weights, config, tokenizer and all are saved to `output_dir`.
+    """Drop layers or tokens of a checkpoint without training: weights, config, tokenizer and all are saved to `output_dir`.
 
     Beside them lie a history and a card, by which `publish` and further training know what was dropped. The saved checkpoint is loaded again and compared with the model in memory, see `verify_checkpoint`.
 
@@ -101,6 +131,7 @@ def drop_from_checkpoint(
         layers: Numbers of the layers, from 0.
         output_dir: A folder that is empty or does not exist.
         seams: Pairs of neighbouring layers that are joined to one, as in `drop_layers`.
+        tokens: A smaller vocabulary; None: all stay.
         revision: Branch, tag or commit on the Hub.
         dtype: `"auto"`: the one in which the checkpoint is stored.
         trust_remote_code: As for `from_pretrained`.
@@ -108,6 +139,7 @@ def drop_from_checkpoint(
     Raises:
         FileExistsError: `output_dir` holds something.
         ValueError: layers that are not there, or that have to stay; before any weight is loaded.
+        VocabularyError: see `trim_vocabulary`.
         VerificationError: the saved checkpoint is not the model that was saved.
     """
     folder = Path(output_dir)
@@ -120,14 +152,23 @@ def drop_from_checkpoint(
     cuts = check_cuts(layers, seams, depth)
     trimmed_fields(config, keep_without(config, cuts))
     trimmed = source.load_model(dtype)
-    before = trimmed.num_parameters()
+    before, smaller = trimmed.num_parameters(), None
+    if tokens is not None:
+        processing_class = source.load_processing_class()
+        smaller = tokens.apply(trimmed, processing_class)
     drop_layers(trimmed, layers, seams).save_pretrained(folder)
-    has_tokenizer = _copy_tokenizer(source, folder)
+    if smaller is None:
+        has_tokenizer = _copy_tokenizer(source, folder)
+    else:
+        with_tokenizer(processing_class, smaller.tokenizer).save_pretrained(folder)
+        has_tokenizer = True
     finish_checkpoint(folder)
     verify_checkpoint(folder, trimmed)
     after, gone, joined = trimmed.num_parameters(), sorted(layers), sorted(seams)
-    write_drop_record(folder, source, trimmed.config, (gone, joined), (before, after))
-    return OneShot(depth, tuple(gone), tuple(joined), before, after, has_tokenizer, runtime_caveats(trimmed.config))
+    record = None if smaller is None else smaller.record
+    write_drop_record(folder, source, trimmed.config, (gone, joined), (before, after), record)
+    caveats = runtime_caveats(trimmed.config)
+    return OneShot(depth, tuple(gone), tuple(joined), before, after, has_tokenizer, caveats, record)
 
 
 def _copy_tokenizer(source: Source, folder: Path) -> bool:

@@ -105,6 +105,16 @@ def print_checkpoints(reports, sequence_length: int, memory: int) -> None:
     print(f"{reports[0].measured.device}, {', '.join(dict.fromkeys(report.measured.dtype for report in reports))}.")
 
 
+def print_vocabulary(record) -> None:
+    """Print how many tokens stayed, and how texts fare."""
+    print(f"{record.num_before:,} → {record.num_tokens:,} tokens.")
+    for each in record.texts:
+        print(
+            f"  {each.name}: {100 * each.kept_ratio:.1f} % of the tokens stayed, "
+            f"{each.num_before / each.num_texts:.1f} → {each.num_after / each.num_texts:.1f} tokens per text."
+        )
+
+
 def _cache(cache, num_tokens: int) -> str:
     return "" if cache is None else f"{cache.num_bytes(num_tokens) / 1e6:,.1f} MB"
 

@@ -53,3 +53,14 @@ def load_source(name: str, config: str | None = None, streaming: bool = False) -
         raise ValueError(f"The data {name!r} are a file of no known kind, expected one of: .{', .'.join(READERS)}.")
     with loading_data(name):
         return load_dataset(reader, data_files=source, streaming=streaming)
+
+
+def read_texts(name: str) -> list[str]:
+    """All columns of text, in all rows of the training split or of the first there is.
+
+    Raises:
+        ValueError, DataSourceError: see `load_source`.
+    """
+    splits = load_source(name)
+    rows = splits["train" if "train" in splits else next(iter(splits))]
+    return [value for row in rows for value in row.values() if isinstance(value, str) and value.strip()]

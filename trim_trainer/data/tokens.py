@@ -10,7 +10,7 @@ from trl.data_utils import common_prefix_length
 
 from .choices import CalibrationError, has_choices
 from .examples import IGNORED, ScoredExample
-from .preparation import ProcessingClass, TextSettings, prepare_alone, read_rows
+from .preparation import ProcessingClass, TextSettings, WithoutTrainer, prepare, prepare_alone, read_rows
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +65,26 @@ def score_rows(rows: list[dict[str, Any]], prepare: Prepare, max_length: int | N
     if len(examples) < len(rows):
         _say_skipped(len(rows) - len(examples), len(rows), max_length)
     return examples
+
+
+def all_texts(
+    rows: list[dict[str, Any]],
+    processing_class: ProcessingClass,
+    settings: TextSettings,
+    formatting_func: Callable[[dict], str] | None = None,
+) -> list[list[int]]:
+    """Token ids of every text as SFTTrainer prepares it; of multiple choice, with each choice.
+
+    Raises:
+        CalibrationError: an example is in no known format, or none has a token that counts.
+    """
+    if formatting_func is None:
+        for row in rows:
+            _check_format(row, settings.dataset_text_field)
+    stand_in = WithoutTrainer(processing_class, settings, rows[0])
+    by = (stand_in.processing_class, settings, formatting_func)
+    examples = score_rows(rows, lambda variants: prepare(stand_in, variants, *by), settings.max_length)
+    return [[*example.prompt_ids, *choice] for example in examples for choice in example.choice_ids]
 
 
 def _say_skipped(num_skipped: int, num_rows: int, max_length: int | None) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, IterableDataset
 from trl import TrlParser
@@ -11,6 +12,7 @@ from ..checkpoints.loading import Source, find_file
 from ..data.choices import check_choices
 from ..data.examples import ScoredExample
 from ..data.preparation import ProcessingClass, TextSettings, prepare_alone, read_rows
+from ..data.sources import load_source
 from ..data.tokens import tokenize_examples
 from ..recipe import RecipeArguments, check_settings, load_split, make_parser, take
 from ..records.files import RECIPE_NAME
@@ -120,6 +122,25 @@ def read_task(path: str | Path, limit: int | None = None) -> Task:
     parser.set_defaults_with_config(**{key: value for key, value in settings.items() if key in known})
     (script,) = parser.parse_args_into_dataclasses([], look_for_args_file=False)
     return Task(path.stem, script, limit or script.max_eval_samples, TextSettings.of(settings))
+
+
+def read_training(data: str) -> tuple[list[dict[str, Any]], TextSettings]:
+    """Texts that a model will be trained on, and how they are prepared.
+
+    Args:
+        data: Hub id, folder, file or `pypi:` source in one of TRL's formats; or a recipe, whose data they are.
+
+    Raises:
+        ValueError: the data have no training split, or are a stream.
+    """
+    if not data.endswith((".yaml", ".yml")):
+        splits = load_source(data)
+        return read_rows(splits["train" if "train" in splits else next(iter(splits))]), TextSettings()
+    task = read_task(data)
+    dataset = load_split(task.script, "dataset_train_split", task.script.dataset_train_split)
+    if isinstance(dataset, IterableDataset):
+        raise ValueError(f"{data!r} streams its data, all of which have to be seen. Leave `dataset_streaming` out.")
+    return read_rows(take(dataset, task.script.max_train_samples)), task.texts
 
 
 def read_calibration(path: str | Path, split: str | None = None) -> Dataset:

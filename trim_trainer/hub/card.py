@@ -99,7 +99,7 @@ def render_card(
         before=history.untrimmed,
         after=history.trimmed,
         evaluated=evaluation_rows(history),
-        is_trained=bool(facts.recipe) or not history.named,
+        is_trained=bool(facts.recipe) or not history.is_by_hand,
         ratio=ratio,
         serving=_serving(history),
         has_speed=_has_speed(history) and (ratio is None or ratio.is_telling),

@@ -124,6 +124,11 @@ class TrimHistory:
         return tuple(layer for a_round in self.drops if not a_round.scores for layer in a_round.dropped)
 
     @property
+    def is_by_hand(self) -> bool:
+        """Whether what went was named, layers or tokens, and nothing was ever calibrated for it or trained."""
+        return bool(self.named) or self.calibration_size == 0
+
+    @property
     def scored(self) -> "TrimHistory":
         """The same without the rounds that nothing was calibrated for."""
         return replace(self, rounds=tuple(a_round for a_round in self.rounds if a_round.scores))

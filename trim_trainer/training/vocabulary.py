@@ -3,19 +3,20 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, IterableDataset
+from datasets import IterableDataset
 from transformers import AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, set_seed
 from trl.trainer.utils import create_model_from_path, get_config_model_id
 
-from ..data.preparation import TextSettings, WithoutTrainer, prepare, read_rows
-from ..data.sources import load_source
-from ..data.tokens import image_column, score_rows
+from ..data.preparation import TextSettings, read_rows
+from ..data.sources import read_texts
+from ..data.tokens import all_texts, image_column
 from ..records.vocabulary import VocabularyRecord
 from ..vocabulary.errors import VocabularyError
-from ..vocabulary.trim import Ids, Texts, make_smaller
+from ..vocabulary.files import with_tokenizer
+from ..vocabulary.trim import Texts, make_smaller
 from .config import TrimConfig
 
 
@@ -86,39 +87,47 @@ def load_with_vocabulary(
             name, revision=revision, trust_remote_code=args.trust_remote_code
         )
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
-    encode = partial(_encode, processing_class, args, formatting_func)
-    seen = [Texts(f"`{name}`", partial(encode, rows=read_rows(rows))) for name, rows in sets.items()]
-    others = [
-        Texts(title, partial(encode, rows=read_rows(rows)))
-        for title, rows in _evaluation_sets(evaluation)
-        if not isinstance(rows, IterableDataset)
-    ]
-    smaller = make_smaller(model, tokenizer, args.vocab_size, seen, _corpus(args), others)
-    return Loaded(model, _with_tokenizer(processing_class, smaller.tokenizer), smaller.choice.ids, smaller.record)
+
+    def texts_of(title: str, rows: Iterable[dict]) -> Texts:
+        read, settings = read_rows(rows), TextSettings.of(args)
+        return Texts(
+            title, lambda by: all_texts(read, with_tokenizer(processing_class, by), settings, formatting_func)
+        )
+
+    seen = [texts_of(f"`{name}`", rows) for name, rows in sets.items()]
+    others = [texts_of(title, rows) for title, rows in _evaluation_sets(evaluation) if _unseen(rows) is None]
+    corpus = () if args.vocab_corpus is None else read_texts(args.vocab_corpus)
+    smaller = make_smaller(model, tokenizer, args.vocab_size, seen, corpus, others)
+    return Loaded(model, with_tokenizer(processing_class, smaller.tokenizer), smaller.choice.ids, smaller.record)
 
 
 def _check(args: TrimConfig, sets: dict[str, Any]) -> None:
-    refused = {
-        "a stream": lambda rows: isinstance(rows, IterableDataset),
-        "of tokens already, which no other tokenizer can make again": lambda rows: "input_ids" in _columns(rows),
-        "of images beside texts": lambda rows: any(image_column(row) for row in read_rows(rows)[:1]),
-    }
     for name, rows in sets.items():
-        for what, is_so in refused.items():
-            if is_so(rows):
-                raise VocabularyError(
-                    f"`vocab_size` is {args.vocab_size:,}, but `{name}` is {what}: all of its texts have to be seen before the "
-                    "model is trained. Make the vocabulary smaller first, with `trim-trainer drop --vocab-size`."
-                )
+        if (what := _unseen(rows)) is not None:
+            raise VocabularyError(
+                f"`vocab_size` is {args.vocab_size:,}, but `{name}` is {what}: all of its texts have to be seen before the "
+                "model is trained. Make the vocabulary smaller first, with `trim-trainer drop --vocab-size`."
+            )
     if args.deepspeed_plugin is not None or getattr(args, "fsdp_plugin", None) is not None or args.fsdp:
         raise VocabularyError(
             f"`vocab_size` is {args.vocab_size:,}, with FSDP or DeepSpeed, where a process may hold none of the weights. Make "
             "the vocabulary smaller first, with `trim-trainer drop --vocab-size`."
         )
+    if args.chat_template_path is not None and not Path(args.chat_template_path).is_file():
+        raise VocabularyError(
+            f"`vocab_size` is {args.vocab_size:,}, and `chat_template_path` {args.chat_template_path!r} is that of a model, with "
+            "whose template tokens are added. Name a `.jinja` file."
+        )
 
 
-def _columns(rows: Iterable[dict]) -> Iterable[str]:
-    return rows.column_names if isinstance(rows, Dataset) else next(iter(rows), {})
+def _unseen(rows) -> str | None:
+    """Why the texts of a set cannot be looked at by two tokenizers; None: they can."""
+    if isinstance(rows, IterableDataset):
+        return "a stream"
+    first = next(iter(rows), {})
+    if "input_ids" in first:
+        return "of tokens already, which no other tokenizer can make again"
+    return None if image_column(first) is None else "of images beside texts"
 
 
 def _load(name: str, args: TrimConfig, quantization_config) -> PreTrainedModel:
@@ -131,39 +140,8 @@ def _load(name: str, args: TrimConfig, quantization_config) -> PreTrainedModel:
     return create_model_from_path(name, **options)
 
 
-def _encode(
-    processing_class, args: TrimConfig, formatting_func, tokenizer: PreTrainedTokenizerBase, rows: list[dict]
-) -> list[Ids]:
-    """Texts as SFTTrainer prepares them; of multiple choice, with each choice."""
-    settings = TextSettings.of(args)
-    stand_in = WithoutTrainer(_with_tokenizer(processing_class, tokenizer), settings, rows[0])
-    examples = score_rows(
-        rows,
-        lambda variants: prepare(stand_in, variants, stand_in.processing_class, settings, formatting_func),
-        args.max_length,
-    )
-    return [[*example.prompt_ids, *choice] for example in examples for choice in example.choice_ids]
-
-
-def _with_tokenizer(processing_class, tokenizer: PreTrainedTokenizerBase):
-    """The same tokenizer or processor with another tokenizer in it."""
-    if not isinstance(processing_class, ProcessorMixin):
-        return tokenizer
-    parts = {name: getattr(processing_class, name) for name in processing_class.get_attributes()}
-    return type(processing_class)(**parts | {"tokenizer": tokenizer}, chat_template=processing_class.chat_template)
-
-
 def _evaluation_sets(evaluation) -> list[tuple[str, Any]]:
     if evaluation is None:
         return []
     named = evaluation.items() if isinstance(evaluation, dict) else [(None, evaluation)]
     return [("the evaluation set" if name is None else f"`{name}`", rows) for name, rows in named]
-
-
-def _corpus(args: TrimConfig) -> list[str]:
-    """Texts of the data that are named, all columns of text of all rows of their first split."""
-    if args.vocab_corpus is None:
-        return []
-    splits = load_source(args.vocab_corpus)
-    rows = splits["train" if "train" in splits else next(iter(splits))]
-    return [value for row in rows for value in row.values() if isinstance(value, str) and value.strip()]

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
 
+from ..data.preparation import ProcessingClass
 from .choice import Choice
 from .errors import VocabularyError
 from .kinds import find_kind
@@ -59,6 +60,14 @@ def write_smaller(tokenizer: PreTrainedTokenizerBase, choice: Choice) -> PreTrai
             f"{TOKENIZER}, as where a class has ids of its own. Leave `vocab_size` out."
         )
     return made
+
+
+def with_tokenizer(processing_class: ProcessingClass, tokenizer: PreTrainedTokenizerBase) -> ProcessingClass:
+    """The tokenizer, or a processor like this one with that tokenizer in it."""
+    if not isinstance(processing_class, ProcessorMixin):
+        return tokenizer
+    parts = {name: getattr(processing_class, name) for name in processing_class.get_attributes()}
+    return type(processing_class)(**parts | {"tokenizer": tokenizer}, chat_template=processing_class.chat_template)
 
 
 def smaller_json(tokenizer: dict[str, Any], choice: Choice) -> dict[str, Any]:
