@@ -82,7 +82,10 @@ def test_wrong_seams_are_refused_in_one_sentence(asked, message, checkpoint, tmp
 def test_nothing_to_drop_is_refused(checkpoint, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["drop", str(checkpoint), "--output", str(tmp_path / "out")])
-    assert "name what is to go: --layers, such as 3,17,20-24, --seams, such as 18-19, or --vocab-size" in capsys.readouterr().err
+    assert (
+        "name what is to go: --layers, such as 3,17,20-24, --seams, such as 18-19, or --vocab-size"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_vision_tower_stays(tmp_path, capsys):

@@ -296,3 +296,9 @@ def test_the_page_of_results_has_the_tables_of_its_runs(monkeypatch):
     results, faster, readme = pages
     shown = {name: results for name in TABLES} | {"headline": readme, "speeds": faster, "halves": faster}
     assert all(f"<!-- table: {name} -->\n| " in page for name, page in shown.items())
+
+
+def test_fewer_tokens_are_refused_where_a_control_would_have_all(recipe, tmp_path, capsys):
+    options = ["--vocab_size", "24", "--methods", "full", "progressive", "--output_dir", str(tmp_path)]
+    assert main(["compare", "--config", str(recipe), *options]) == 2
+    assert "`vocab_size` is 24, but full would have all tokens" in capsys.readouterr().err

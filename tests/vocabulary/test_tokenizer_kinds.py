@@ -6,11 +6,11 @@ from collections import Counter
 
 import pytest
 from tokenizers_zoo import KINDS, TEXTS
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, CLIPImageProcessorPil, LlavaProcessor
 
 from trim_trainer.vocabulary.choice import choose_tokens
 from trim_trainer.vocabulary.errors import VocabularyError
-from trim_trainer.vocabulary.files import read_tokenizer, write_smaller
+from trim_trainer.vocabulary.files import read_tokenizer, with_tokenizer, write_smaller
 
 # Words and lines of all texts, each a text of its own: short ones, of which many keep all of their tokens.
 PIECES = list(
@@ -72,6 +72,18 @@ def test_the_most_frequent_of_the_rest_are_those_that_are_counted():
     without = choose_tokens(whole, num_least + 12, ())
     counted = choose_tokens(whole, num_least + 12, (), counts=Counter(wanted))
     assert not set(wanted) <= set(without.ids) and set(wanted) <= set(counted.ids)
+
+
+def test_a_processor_keeps_what_it_was_made_with():
+    tokenizer = KINDS["byte_level_bpe"]()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    options = {"patch_size": 14, "vision_feature_select_strategy": "full", "image_token": "<image>"}
+    processor = LlavaProcessor(image_processor=CLIPImageProcessorPil(), tokenizer=tokenizer, **options)
+    whole = read_tokenizer(tokenizer)
+    choice = choose_tokens(whole, _least(whole, ()), ())
+    smaller = with_tokenizer(processor, write_smaller(tokenizer, choice))
+    assert (smaller.patch_size, smaller.vision_feature_select_strategy) == (14, "full")
+    assert smaller.image_token_id == choice.new_ids[processor.image_token_id]
 
 
 @pytest.mark.parametrize(

@@ -89,12 +89,15 @@ def print_checkpoints(reports, sequence_length: int, memory: int) -> None:
         ("prefill, tokens/s", lambda report: f"{report.measured.prefill_tokens_per_second:.0f}"),
     ]
     for task in tasks:
-        n = reports[0].measured.quality[task].num_examples
+        found = [report.measured.quality[task] for report in reports]
+        n = found[0].num_examples
+        # Where the tokens are others, what is said per token compares nothing.
+        is_same = len({quality.num_tokens for quality in found}) == 1
         for name, form in (
             ("accuracy", ".3f"),
             ("majority_accuracy", ".3f"),
             ("macro_f1", ".3f"),
-            ("perplexity", ".3f"),
+            ("perplexity", ".3f") if is_same else ("loss_per_character", ".4f"),
         ):
             title = f"{task}: {name.replace('_', ' ').replace('f1', 'F1')} (n = {n})"
             rows.append(

@@ -35,11 +35,18 @@ class Comparison:
         """Run every cell that is not finished, and yield those of the chosen learning rate, one per method, depth and seed.
 
         Raises:
-            ValueError: the folder holds cells of other settings, or there is no full depth to have the seconds of.
+            ValueError: the folder holds cells of other settings, there is no full depth to have the seconds of, or the methods
+                would have different tokens.
         """
         if self.is_equal_seconds and FULL not in self.methods:
             raise ValueError(
                 f"`--methods` is {', '.join(self.methods)}, but `--equal_seconds` are those of `{FULL}`. Add it."
+            )
+        others = [method for method in self.methods if METHODS[method].drops != "while"]
+        if (vocab_size := self.recipe.training_args.vocab_size) is not None and others:
+            raise ValueError(
+                f"`vocab_size` is {vocab_size}, but {others[0]} would have all tokens. Leave it out, and compare from a "
+                "checkpoint that has fewer: `trim-trainer drop --vocab-size` makes one."
             )
         full: list[CellResult] = []
         for method in sorted(self.methods, key=lambda method: method != FULL):

@@ -76,8 +76,10 @@ def all_texts(
     """Token ids of every text as SFTTrainer prepares it; of multiple choice, with each choice.
 
     Raises:
-        CalibrationError: an example is in no known format, or none has a token that counts.
+        CalibrationError: there is none, an example is in no known format, or none has a token that counts.
     """
+    if not rows:
+        raise CalibrationError("The data set is empty, expected at least one text.")
     if formatting_func is None:
         for row in rows:
             _check_format(row, settings.dataset_text_field)

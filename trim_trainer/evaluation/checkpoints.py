@@ -1,7 +1,7 @@
 """Checkpoints side by side: quality on tasks, speed, memory, time to load; each in a process of its own."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..checkpoints.loading import Source, default_device
@@ -10,7 +10,7 @@ from ..scoring.measuring import measure_model
 from ..scoring.speed import measure_prefill_tokens_per_second, measure_tokens_per_second, peak_memory_bytes
 from .isolation import run_alone
 from .lm_eval import lm_eval_accuracy
-from .tasks import Task
+from .tasks import Task, count_characters
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,11 @@ def _evaluate(model: str, tasks: list[Task], dtype, device, batch_tokens, has_lm
     processing_class = source.load_processing_class() if tasks else None
     sets = {task.name: task.examples(processing_class) for task in tasks}
     measured = measure_model(loaded, sets, batch_tokens=batch_tokens, **facts)
+    quality = {
+        name: replace(each, num_characters=count_characters(sets[name], tokenizer))
+        for name, each in measured.quality.items()
+    }
+    measured = replace(measured, quality=quality)
     by_lm_eval = {
         task.name: lm_eval_accuracy(loaded, tokenizer, task)
         for task in tasks

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase
 from trl import TrlParser
 
 from ..causes import tell
 from ..checkpoints.loading import Source, find_file
 from ..data.choices import check_choices
-from ..data.examples import ScoredExample
+from ..data.examples import IGNORED, ScoredExample
 from ..data.preparation import ProcessingClass, TextSettings, prepare_alone, read_rows
 from ..data.sources import load_source
 from ..data.tokens import tokenize_examples
@@ -79,6 +80,15 @@ class Task:
         script = replace(self.script, max_train_samples=None)
         rows = read_rows(take(load_split(script, "dataset_train_split", script.dataset_train_split), limit))
         return [list(row["input_ids"]) for row in prepare_alone(rows, tokenizer, self.texts) if row is not None]
+
+
+def count_characters(examples: list[ScoredExample], tokenizer: PreTrainedTokenizerBase) -> int:
+    """Characters that the scored tokens stand for, of the right choices, special tokens left out."""
+    scored = ([*example.prompt_labels, *example.choice_labels[example.answer]] for example in examples)
+    texts = tokenizer.batch_decode(
+        [[label for label in labels if label != IGNORED] for labels in scored], skip_special_tokens=True
+    )
+    return sum(map(len, texts))
 
 
 def find_task(source: Source, limit: int | None = None) -> Task | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from .environments import ExportError, alone, reason, why_failed
 
-_RUNNER = Path(__file__).parent / "runners" / "hold.py"
+RUNNER = Path(__file__).parent / "runners" / "hold.py"
 
 
 def run_step(step: list, what: str) -> None:
@@ -33,10 +33,11 @@ class Session:
         runtime: A name in `RUNTIMES` there.
         folder: Of the model.
         how: `"exact"`: all is computed in single precision; others see there.
+        runner: Program that holds it.
     """
 
-    def __init__(self, interpreter: Path, runtime: str, folder: Path, how: str = "usual"):
-        self._step = [interpreter, "-I", _RUNNER, runtime, folder, how]
+    def __init__(self, interpreter: Path, runtime: str, folder: Path, how: str = "usual", runner: Path = RUNNER):
+        self._step = [interpreter, "-I", runner, runtime, folder, how]
         self._name = runtime
         self._said = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
         self._process: subprocess.Popen | None = None

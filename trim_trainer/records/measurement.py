@@ -24,6 +24,14 @@ class Quality:
     accuracy: float | None = None
     majority_accuracy: float | None = None  # of the most frequent right answer, or place of it
     macro_f1: float | None = None  # where every example has the same choices
+    num_characters: int | None = None  # that the scored tokens stand for; None: not counted
+
+    @property
+    def loss_per_character(self) -> float | None:
+        """Nats: what models with different tokens can be compared by; None: not known."""
+        if not self.num_characters or self.num_tokens is None:
+            return None
+        return self.loss * self.num_tokens / self.num_characters
 
     @property
     def perplexity(self) -> float:
@@ -124,7 +132,10 @@ class Measurement:
 
     def to_plain(self) -> dict[str, Any]:
         """The numbers as JSON knows them, perplexity included."""
-        quality = {name: asdict(each) | {"perplexity": each.perplexity} for name, each in self.quality.items()}
+        quality = {
+            name: asdict(each) | {"perplexity": each.perplexity, "loss_per_character": each.loss_per_character}
+            for name, each in self.quality.items()
+        }
         return asdict(self) | {"quality": quality}
 
     @classmethod

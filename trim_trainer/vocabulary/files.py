@@ -13,6 +13,7 @@ from .choice import Choice
 from .errors import VocabularyError
 from .kinds import find_kind
 
+DYNAMIC = "transformers_modules"  # where Transformers puts code that comes with a checkpoint
 TOKENIZER, SETTINGS, ADDED = "tokenizer.json", "tokenizer_config.json", "added_tokens.json"
 _OF_CALLS = ("truncation", "padding")  # parts that each call sets
 # What other loaders would read in place of `tokenizer.json`, and what holds no numbers.
@@ -50,7 +51,8 @@ def write_smaller(tokenizer: PreTrainedTokenizerBase, choice: Choice) -> PreTrai
         _edit(folder / TOKENIZER, lambda _: written)
         _edit(folder / SETTINGS, lambda settings: _renumber_settings(settings, choice.new_ids))
         _edit(folder / ADDED, lambda added: {token: choice.new_ids[old] for token, old in added.items()})
-        made = AutoTokenizer.from_pretrained(folder)
+        has_code = type(tokenizer).__module__.startswith(DYNAMIC)  # that was trusted when it was loaded
+        made = AutoTokenizer.from_pretrained(folder, trust_remote_code=has_code)
         made.name_or_path = tokenizer.name_or_path
     loaded = read_tokenizer(made)
     different = [name for name in written if name not in _OF_CALLS and loaded[name] != written[name]]
@@ -66,8 +68,10 @@ def with_tokenizer(processing_class: ProcessingClass, tokenizer: PreTrainedToken
     """The tokenizer, or a processor like this one with that tokenizer in it."""
     if not isinstance(processing_class, ProcessorMixin):
         return tokenizer
-    parts = {name: getattr(processing_class, name) for name in processing_class.get_attributes()}
-    return type(processing_class)(**parts | {"tokenizer": tokenizer}, chat_template=processing_class.chat_template)
+    with tempfile.TemporaryDirectory() as folder:
+        processing_class.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return type(processing_class).from_pretrained(folder)
 
 
 def smaller_json(tokenizer: dict[str, Any], choice: Choice) -> dict[str, Any]:

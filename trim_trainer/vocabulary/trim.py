@@ -18,7 +18,7 @@ from .rows import base_of, check_rows, needed_ids, select_rows
 
 Ids = Sequence[int]
 Encode = Callable[[PreTrainedTokenizerBase], list[Ids]]  # the texts, by a tokenizer
-NUM_COMPARED = 512  # tokens of texts on which logits are compared
+NUM_COMPARED, MAX_LENGTH = 512, 128  # tokens on which logits are compared: of all texts, and of one
 HELD_OUT = 10  # one text in so many of a corpus
 _TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-4}  # of the largest logit
 _ROUGH = 3e-2  # of types of less precision
@@ -104,7 +104,7 @@ def make_smaller(
     named = {each for ids in needed_ids(model).values() for each in ids} | _template_ids(tokenizer)
     before = [each.encode(tokenizer) for each in texts]
     used = _count(ids for encoded in before for ids in encoded)
-    counted = [text for number, text in enumerate(corpus) if number % HELD_OUT]
+    counted = [text for number, text in enumerate(corpus, start=1) if number % HELD_OUT]
     choice = choose_tokens(whole, num_tokens, used, named, _count(encode_plain(tokenizer, counted)) + used)
     made = write_smaller(tokenizer, choice)
     after = [each.encode(made) for each in texts]
@@ -115,8 +115,8 @@ def make_smaller(
     select_rows(model, choice.ids)
     _check_logits(expected, _logits(model, [[choice.new_ids[each] for each in ids] for ids in seen], None))
     shares = [_share(each.name, old, new, choice) for each, old, new in zip(texts, before, after, strict=True)]
-    if corpus:
-        others = [*others, Texts("other texts", partial(encode_plain, texts=list(corpus[::HELD_OUT])))]
+    if len(held_out := list(corpus[HELD_OUT - 1 :: HELD_OUT])) > 0:
+        others = [*others, Texts("other texts", partial(encode_plain, texts=held_out))]
     shares += [_share(each.name, each.encode(tokenizer), each.encode(made), choice) for each in others]
     record = VocabularyRecord(
         choice.num_before, len(choice.ids), num_parameters, digest_ids(choice.ids), tuple(shares)
@@ -179,8 +179,8 @@ def _some(texts: list[Ids]) -> list[Ids]:
     found, left = [], NUM_COMPARED
     for ids in texts:
         if left > 0 and len(ids) > 0:
-            found.append(list(ids[:left]))
-            left -= len(ids)
+            found.append(list(ids[: min(left, MAX_LENGTH)]))
+            left -= len(found[-1])
     return found
 
 
