@@ -28,13 +28,15 @@ PICTURE = Path(__file__).with_name("results.png")
 PAGES = (
     Path(__file__).parent / "pages" / "results.md",
     Path(__file__).parent / "pages" / "faster.md",
+    Path(__file__).parent / "pages" / "sublayers.md",
+    Path(__file__).parent / "pages" / "vocabulary.md",
     Path(__file__).parent.with_name("README.md"),
 )
 TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 NUM_LAYERS, DEPTHS = 30, (20, 15, 12)
 BATCH_SIZE, LAYERS_PER_TRIM = 8, 3
-PROTECTED, SCANNED = "0 1 2 3 4 5 6 7 8 9", ("progressive", "one_shot")
+PROTECTED, SCANNED = "0 1 2 3 4 5 6 7 8 9", ("progressive", "progressive_sublayers", "one_shot")
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Setting:
     at_once: int = LAYERS_PER_TRIM
     criterion: str = "sensitivity"
     scales_rate: bool = False  # times the layers that were over those that are left
+    num_tokens: int | None = None  # that stay; None: all
 
     @property
     def is_progressive(self) -> bool:
@@ -116,6 +119,8 @@ class Setting:
                 return False
         if not self.is_progressive:
             return True
+        if run.get("vocab_size", "") != str(self.num_tokens or ""):
+            return False
         steps = self.steps or task.automatic_interval(depth, self.at_once)
         schedule = (int(run["layers_per_trim"] or 1), float(run["trim_steps"]), float(run["trim_delay"] or 0))
         return (*schedule, bool(run["scale_learning_rate"])) == (self.at_once, steps, self.delay, self.scales_rate)
@@ -423,6 +428,31 @@ def one_setting_in_time() -> str:
     return table(*lines)
 
 
+def sublayers() -> str:
+    """Layers and seams among what can go, next to layers alone, by the default."""
+    both = replace(DEFAULT, method="progressive_sublayers")
+    return beside(DEFAULT, both, "layers", "layers and seams")
+
+
+def fewer_tokens() -> str:
+    """A smaller vocabulary, next to the whole one, by the default."""
+    return beside(DEFAULT, replace(DEFAULT, num_tokens=16384), "all tokens", "16,384 tokens")
+
+
+def beside(one: Setting, other: Setting, *titles: str) -> str:
+    """Two settings side by side, wherever both ran with a seed: accuracy and loss of each, and the difference."""
+    lines = [["", *(f"{title}: accuracy (loss)" for title in titles), "runs of each", "points"]]
+    for task in (NEWS, MEDICINE, LAW_BRIEF):
+        for depth in DEPTHS:
+            runs, others = one.runs(task, depth), other.runs(task, depth)
+            shared = sorted(runs.keys() & others.keys())
+            runs, others = ({key: each[key] for key in shared} for each in (runs, others))
+            if shared:
+                cells = [f"{interval(each)} ({mean(each, 'loss'):.3f})" for each in (runs, others)]
+                lines.append([f"{task.title}, {depth} layers", *cells, str(len(shared)), points(others, runs)])
+    return table(*lines)
+
+
 def next_to_the_best(title: str, tasks: Iterable[Task], settings: Callable[[int], Iterable[Setting]]) -> str:
     """Settings, next to the best that was picked by hand for each task and depth, and to full depth."""
     lines = [["", title, "accuracy", "loss", "runs", "best by hand", "points over it", "points over full depth"]]
@@ -505,6 +535,9 @@ TABLES = {
     "machines": machines,
     "speeds": lambda: table(*inference_table.speeds("smollm2-135m")),
     "halves": lambda: table(*inference_table.halves("smollm2-135m")),
+    "fewer_tokens_speeds": lambda: table(*inference_table.fewer_tokens("smollm2-135m, 16384 tokens")),
+    "fewer_tokens": fewer_tokens,
+    "sublayers": sublayers,
 }
 
 

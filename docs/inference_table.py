@@ -17,6 +17,8 @@ NAMES = {
     "openvino:fp32": "OpenVINO, float32", "openvino:int8": "OpenVINO, int8", "openvino:int4": "OpenVINO, int4",
     "onnx:fp32": "ONNX Runtime GenAI, float32", "onnx:int8": "ONNX Runtime GenAI, int8",
     "onnx:int4": "ONNX Runtime GenAI, int4", "gptq:int4": "Transformers, GPTQ int4",
+    "llama.cpp:f32": "llama.cpp, float32", "llama.cpp:q8_0": "llama.cpp, Q8_0", "llama.cpp:q4_k_m": "llama.cpp, Q4_K_M",
+    "vllm:float32": "vLLM, float32", "vllm:bfloat16": "vLLM, bfloat16",
 }  # fmt: skip
 
 
@@ -66,4 +68,17 @@ def halves(geometry: str) -> list[list[str]]:
     for each in dict.fromkeys(format for format, _, _ in rows):
         cells = [ratio(rows[each, half, work], "to_full") for work in WORK]
         lines.append([NAMES[each], *cells, ratio(rows[each, half, next(iter(WORK))], "to_allowed")])
+    return lines
+
+
+def fewer_tokens(geometry: str) -> list[list[str]]:
+    """Lines: times as fast as the whole model in the same format, with fewer tokens, at full and at half depth."""
+    rows = rows_of(geometry)
+    full, half, _ = depths_of(rows)
+    lines = [["", "layers", "weights", *WORK.values()]]
+    for each in dict.fromkeys(format for format, _, _ in rows):
+        for depth in (full, half):
+            size = int(rows[each, depth, next(iter(WORK))]["num_bytes"])
+            cells = [ratio(rows[each, depth, work], "to_baseline") for work in WORK]
+            lines.append([NAMES[each], str(depth), f"{size / 1e6:,.0f} MB", *cells])
     return lines

@@ -134,10 +134,6 @@ def with_counts(model):
     model.config.vocab_size_per_layer_input = 640
 
 
-def with_unknown_rows(model):
-    model.register_parameter("token_scale", torch.nn.Parameter(torch.ones(model.config.vocab_size)))
-
-
 def with_other_eos(model):
     model.config.eos_token_id = 700
 
@@ -151,7 +147,6 @@ def with_short_embedding(model):
     [
         (broken, "the model gives other logits for the tokens that stayed"),
         (with_counts, "`vocab_size_per_layer_input` 640 beside the 666 rows"),
-        (with_unknown_rows, "`token_scale` of LlamaForCausalLM has a row for each of 666 tokens"),
         (with_other_eos, "names token 700 in `eos_token_id`, and the tokenizer has 666"),
         (with_short_embedding, "the tokenizer has 666 tokens, the model 600 rows"),
     ],

@@ -1,7 +1,6 @@
 """The rows of a model that stand for tokens: embedding and head, tied or not, with biases and adapters on them."""
 
-from collections.abc import Iterator
-from typing import Any
+import copy
 
 import torch
 from accelerate.utils import is_peft_model
@@ -9,12 +8,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..architectures.configs import text_config
+from ..surgery.blueprint import build, tensor_shapes
 from .errors import VocabularyError
 from .token_ids import SIZE, check_counts, ids_in, renumber, resize
 
 # Attributes of modules that say how many tokens there are, or which one pads.
-_SIZES = ("vocab_size", "num_embeddings", "out_features", "in_features")
-_PADDING = ("padding_idx",)
+_SIZES = (SIZE, "num_embeddings", "out_features", "in_features")
+_PADDING = "padding_idx"
 
 
 def base_of(model: nn.Module) -> PreTrainedModel:
@@ -52,19 +52,34 @@ def check_rows(model: nn.Module, num_tokens: int) -> None:
             "Pass the model's own tokenizer."
         )
     check_counts(base.config, size)
-    if size not in _numbers(text_config(base.config).to_dict(), skip=SIZE):  # else no shape tells what counts tokens
-        known = {id(tensor) for module in _token_modules(base).values() for _, tensor in _tensors(module)}
-        for name, tensor in _tensors(base):
-            if id(tensor) not in known and size in tensor.shape:
-                raise VocabularyError(
-                    f"`vocab_size` cannot be changed: `{name}` of {type(base).__name__} has a row for each of {size:,} tokens, "
-                    "and what it does is not known. Leave `vocab_size` out."
-                )
+    _check_tensors(base, size)
     for module in base.modules():
         if getattr(module, "token_indices", None) is not None or hasattr(module, "trainable_tokens_delta"):
             raise VocabularyError(
                 "`vocab_size` cannot be changed: the adapter trains single tokens (`trainable_token_indices`). Make the "
                 "vocabulary smaller first, with `trim-trainer drop --vocab-size`."
+            )
+
+
+def _check_tensors(base: PreTrainedModel, size: int) -> None:
+    """Look at the model without weights, as its config describes it with one token more: only known rows are to follow."""
+    more = copy.deepcopy(base.config)
+    resize(more, size, size + 1)
+    model, larger = build(type(base), base.config), tensor_shapes(build(type(base), more))
+    rows = {
+        id(tensor)
+        for module in _token_modules(model).values()
+        for tensor in module.state_dict(keep_vars=True).values()
+    }
+    tensors = model.state_dict(keep_vars=True)
+    for name, tensor in tensors.items():
+        expected = (
+            [size + 1 if each == size else each for each in tensor.shape] if id(tensor) in rows else tensor.shape
+        )
+        if list(larger.get(name, ())) != list(expected):
+            raise VocabularyError(
+                f"`vocab_size` cannot be changed: in {type(base).__name__} `{name}` does not follow the {size:,} tokens of the "
+                "config as a row for each would, and what it does is not known. Leave `vocab_size` out."
             )
 
 
@@ -89,21 +104,20 @@ def select_rows(model: nn.Module, ids: tuple[int, ...]) -> None:
     selected: dict[int, nn.Parameter | torch.Tensor] = {}
     for top in _token_modules(base).values():
         for module in top.modules():
-            for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
-                if tensor is None or size not in tensor.shape:
-                    continue
-                if id(tensor) not in selected:
+            for tensor in [*module._parameters.values(), *module._buffers.values()]:
+                if tensor is not None and size in tensor.shape and id(tensor) not in selected:
                     selected[id(tensor)] = _select(tensor, tensor.shape.index(size), order)
-                (module._parameters if name in module._parameters else module._buffers)[name] = selected[id(tensor)]
             for name in _SIZES:
                 if vars(module).get(name) == size:
                     setattr(module, name, len(ids))
-    for module in base.modules():
-        if vars(module).get("vocab_size") == size:
+    padding = getattr(text_config(base.config), "pad_token_id", None)
+    for module in base.modules():  # some hold a row that another one holds too, such as a bias
+        for tensors in (module._parameters, module._buffers):
+            tensors.update({name: selected[id(old)] for name, old in tensors.items() if id(old) in selected})
+        if vars(module).get(SIZE) == size:
             module.vocab_size = len(ids)
-        for name in _PADDING:
-            if isinstance(old := vars(module).get(name), int) and old >= 0:
-                setattr(module, name, new_ids.get(old))
+        if padding is not None and vars(module).get(_PADDING) == padding:
+            module.padding_idx = new_ids[padding]
     for config in filter(None, (base.config, base.generation_config)):
         renumber(config, new_ids)
     resize(base.config, size, len(ids))
@@ -128,15 +142,3 @@ def _weight(module: nn.Module, name: str) -> torch.Tensor:
             "where it is quantized. Make the vocabulary smaller first, with `trim-trainer drop --vocab-size`."
         )
     return weight
-
-
-def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from module.named_parameters()
-    yield from module.named_buffers()
-
-
-def _numbers(value: Any, skip: str) -> set[int]:
-    """All numbers in a config, but those of one name."""
-    if isinstance(value, dict):
-        return set().union(*(_numbers(each, skip) for name, each in value.items() if name != skip))
-    return {value} if isinstance(value, int) else set()

@@ -10,7 +10,7 @@ from .errors import VocabularyError
 
 SIZE = "vocab_size"
 _IDS = re.compile(r"(.*_)?token_ids?|.*_token_index|(begin_)?suppress_tokens|forced_decoder_ids|(bad|force)_words_ids")
-_COUNTS = re.compile(r".*(vocab|num_embeddings).*")
+_COUNTS = re.compile(r"(?!(task_)?type_).*(vocab|num_embeddings).*")  # BERT's types of tokens are none
 Config = PretrainedConfig | GenerationConfig
 
 

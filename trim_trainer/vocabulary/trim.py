@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from ..causes import tell
 from ..records.vocabulary import TextShare, VocabularyRecord, digest_ids
 from .choice import Choice, choose_tokens
 from .errors import VocabularyError
@@ -191,7 +192,13 @@ def _logits(model: nn.Module, texts: list[Ids], ids: tuple[int, ...] | None) -> 
     model.eval()
     device = base_of(model).get_input_embeddings().weight.device
     for text in texts:
-        logits = model(input_ids=torch.tensor([text], device=device)).logits[0]
+        try:
+            logits = model(input_ids=torch.tensor([text], device=device)).logits[0]
+        except (TypeError, ValueError) as error:
+            raise VocabularyError(
+                f"`vocab_size` cannot be changed: {type(base_of(model)).__name__} does not run on text alone ({tell(error)}), so "
+                "it cannot be compared with what it was. Leave `vocab_size` out."
+            ) from error
         found.append((logits if ids is None else logits[:, list(ids)]).cpu())
     model.train(was_training)
     return found
