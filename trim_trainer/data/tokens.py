@@ -72,21 +72,36 @@ def all_texts(
     processing_class: ProcessingClass,
     settings: TextSettings,
     formatting_func: Callable[[dict], str] | None = None,
+    has_every_choice: bool = False,
 ) -> list[list[int]]:
-    """Token ids of every text as SFTTrainer prepares it; of multiple choice, with each choice.
+    """Token ids of every text as SFTTrainer prepares it.
+
+    Args:
+        rows: Examples in TRL's formats.
+        processing_class: Of the model.
+        settings: How texts are prepared.
+        formatting_func: As for SFTTrainer.
+        has_every_choice: Whether multiple choice gives a text for each choice. Else one for the right choice, and one for
+            each other choice where it comes up first.
 
     Raises:
-        CalibrationError: there is none, an example is in no known format, or none has a token that counts.
+        CalibrationError: there is none, or one is in no known format.
     """
     if not rows:
         raise CalibrationError("The data set is empty, expected at least one text.")
     if formatting_func is None:
         for row in rows:
             _check_format(row, settings.dataset_text_field)
+    variants, seen = [], set()
+    for row in rows:
+        right = row.get("answer", 0)
+        for number, variant in enumerate(_by_choice(row)):
+            if number == right or has_every_choice or str(variant["completion"]) not in seen:
+                variants.append(variant)
+                seen.add(str(variant.get("completion")))
     stand_in = WithoutTrainer(processing_class, settings, rows[0])
-    by = (stand_in.processing_class, settings, formatting_func)
-    examples = score_rows(rows, lambda variants: prepare(stand_in, variants, *by), settings.max_length)
-    return [[*example.prompt_ids, *choice] for example in examples for choice in example.choice_ids]
+    prepared = prepare(stand_in, variants, stand_in.processing_class, settings, formatting_func)
+    return [[] if row is None else list(map(int, row["input_ids"])) for row in prepared]
 
 
 def _say_skipped(num_skipped: int, num_rows: int, max_length: int | None) -> None:

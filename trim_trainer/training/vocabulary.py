@@ -19,6 +19,8 @@ from ..vocabulary.files import with_tokenizer
 from ..vocabulary.trim import Texts, make_smaller
 from .config import TrimConfig
 
+CALIBRATION = "calibration_dataset"  # of which every choice is scored, and the others only trained on
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -88,13 +90,14 @@ def load_with_vocabulary(
         )
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
 
-    def texts_of(title: str, rows: Iterable[dict]) -> Texts:
+    def texts_of(title: str, rows: Iterable[dict], is_scored: bool = False) -> Texts:
         read, settings = read_rows(rows), TextSettings.of(args)
         return Texts(
-            title, lambda by: all_texts(read, with_tokenizer(processing_class, by), settings, formatting_func)
+            title,
+            lambda by: all_texts(read, with_tokenizer(processing_class, by), settings, formatting_func, is_scored),
         )
 
-    seen = [texts_of(f"`{name}`", rows) for name, rows in sets.items()]
+    seen = [texts_of(f"`{name}`", rows, is_scored=name == CALIBRATION) for name, rows in sets.items()]
     others = [texts_of(title, rows) for title, rows in _evaluation_sets(evaluation) if _unseen(rows) is None]
     corpus = () if args.vocab_corpus is None else read_texts(args.vocab_corpus)
     smaller = make_smaller(model, tokenizer, args.vocab_size, seen, corpus, others)
