@@ -293,8 +293,13 @@ def test_the_page_of_results_has_the_tables_of_its_runs(monkeypatch):
 
     pages = [page.read_text(encoding="utf-8") for page in PAGES]
     assert pages == [render(page) for page in pages], "run `python docs/generate_results.py`"
-    results, faster, readme = pages
-    shown = {name: results for name in TABLES} | {"headline": readme, "speeds": faster, "halves": faster}
+    results, faster, sublayers, vocabulary, readme = pages
+    shown = {name: results for name in TABLES} | {
+        "headline": readme,
+        "sublayers": sublayers,
+        "fewer_tokens": vocabulary,
+    }
+    shown |= dict.fromkeys(("speeds", "halves", "fewer_tokens_speeds"), faster)
     assert all(f"<!-- table: {name} -->\n| " in page for name, page in shown.items())
 
 

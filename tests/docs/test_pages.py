@@ -44,6 +44,7 @@ REPLACED = {
     "depth-26": "depth-5",
     "[3, 17]": "[1, 3]",
     '"out/mine"': '"out"',
+    "16384": "48",
 }
 HARDLY_TIMED = {"NUM_TIMED_RUNS": 1, "NUM_TIMED_TOKENS": 2}
 CHEAP = ("drop", "scan")  # commands that are run, not only parsed

@@ -41,7 +41,9 @@ def test_the_checkpoint_has_the_smaller_vocabulary_and_says_so(trainer_of, sets,
     assert record.num_parameters == base.num_parameters() > history.untrimmed.num_parameters
     trained, calibrated, evaluated = record.texts
     assert trained.kept_ratio == calibrated.kept_ratio == 1 and trained.num_before == trained.num_after
-    assert evaluated.name == "the evaluation set" and evaluated.num_texts == len(sets[1]) + 2  # of each other choice one
+    assert (
+        evaluated.name == "the evaluation set" and evaluated.num_texts == len(sets[1]) + 2
+    )  # of each other choice one
     # what trained is what the whole tokenizer makes of the texts
     row = sets[0][0]
     texts = [tokenizer.decode(ids) for ids in rows]

@@ -43,7 +43,7 @@ class Comparison:
                 f"`--methods` is {', '.join(self.methods)}, but `--equal_seconds` are those of `{FULL}`. Add it."
             )
         others = [method for method in self.methods if METHODS[method].drops != "while"]
-        if (vocab_size := self.recipe.training_args.vocab_size) is not None and others:
+        if others and (vocab_size := self.recipe.training_args.vocab_size) is not None:
             raise ValueError(
                 f"`vocab_size` is {vocab_size}, but {others[0]} would have all tokens. Leave it out, and compare from a "
                 "checkpoint that has fewer: `trim-trainer drop --vocab-size` makes one."
