@@ -101,12 +101,8 @@ def _bytes(model: Model, byte_level: bool) -> set[str]:
     """Those that stand for bytes, and the one for what is not known."""
     found = set(ByteLevel.alphabet()) if byte_level else set()
     if model.get("byte_fallback"):
-        found |= set(filter(_BYTE.fullmatch, _all_tokens(model)))
+        found |= set(filter(_BYTE.fullmatch, find_kind(model).tokens(model)))
     return found | {model.get("unk_token")}
-
-
-def _all_tokens(model: Model) -> Iterable[str]:
-    return (piece for piece, _ in model["vocab"]) if isinstance(model["vocab"], list) else model["vocab"]
 
 
 def _needed_pieces(model: Model, byte_level: bool) -> set[str]:

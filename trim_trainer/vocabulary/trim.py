@@ -101,8 +101,9 @@ def make_smaller(
     """
     whole = read_tokenizer(tokenizer)
     check_rows(model, len(tokenizer))
-    _check_named(model, len(tokenizer))
-    named = {each for ids in needed_ids(model).values() for each in ids} | _template_ids(tokenizer)
+    by_field = needed_ids(model)
+    _check_named(by_field, len(tokenizer))
+    named = {each for ids in by_field.values() for each in ids} | _template_ids(tokenizer)
     before = [each.encode(tokenizer) for each in texts]
     used = _count(ids for encoded in before for ids in encoded)
     counted = [text for number, text in enumerate(corpus, start=1) if number % HELD_OUT]
@@ -151,8 +152,8 @@ def check_encoded(
             )
 
 
-def _check_named(model: nn.Module, num_tokens: int) -> None:
-    for name, ids in needed_ids(model).items():
+def _check_named(by_field: dict[str, list[int]], num_tokens: int) -> None:
+    for name, ids in by_field.items():
         if (beyond := max(ids)) >= num_tokens:
             raise VocabularyError(
                 f"`vocab_size` cannot be changed: the model's config names token {beyond} in `{name}`, and the tokenizer has "
