@@ -3,37 +3,16 @@
 from pathlib import Path
 
 import pytest
-from datasets import ClassLabel, Dataset, Features, List, Value
+from datasets import Dataset, Features, List
+from published import CASE_HOLD, MEDMCQA, PHRASEBANK, TEXT, Published
 
 from trim_trainer.data.columns import ColumnError, Columns
 from trim_trainer.evaluation.tasks import read_task
 from trim_trainer.recipe import parse_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-TEXT = Value("string")
 
-# A row of each published data set, with its features.
-MEDMCQA = (
-    {
-        "id": "45258d3d-b974-44dd-a161-c3fccbdadd88", "question": "Which vitamin is supplied from only animal source:",
-        "opa": "Vitamin C", "opb": "Vitamin B7", "opc": "Vitamin B12", "opd": "Vitamin D", "cop": 2,
-        "choice_type": "single", "exp": None, "subject_name": "Biochemistry", "topic_name": None,
-    },
-    Features(
-        {name: TEXT for name in ("id", "question", "opa", "opb", "opc", "opd")}
-        | {"cop": ClassLabel(names=["a", "b", "c", "d"])}
-        | {name: TEXT for name in ("choice_type", "exp", "subject_name", "topic_name")}
-    ),
-)  # fmt: skip
-CASE_HOLD = (
-    {"context": "The court agreed. See Roe, 1 U.S. at 2 (<HOLDING>).", "endings": [f"holding {k}" for k in range(5)], "label": 3},
-    Features({"context": TEXT, "endings": List(TEXT), "label": ClassLabel(names=["0", "1", "2", "3", "4"])}),
-)  # fmt: skip
-PHRASEBANK = (
-    {"sentence": "Operating profit rose to EUR 13.1 mn .", "label": 2},
-    Features({"sentence": TEXT, "label": ClassLabel(names=["negative", "neutral", "positive"])}),
-)
-ARC = (
+ARC = Published(
     {
         "id": "Mercury_417466", "question": "Which of these is a gas?",
         "choices": {"text": ["It's ice", "steam"], "label": ["A", "B"]}, "answerKey": "B",
@@ -43,8 +22,7 @@ ARC = (
 
 
 def converted(columns, published):
-    row, features = published
-    return Columns.apply(columns, Dataset.from_list([row], features=features), "test")[0]
+    return Columns.apply(columns, Dataset.from_list([published.row], features=published.features), "test")[0]
 
 
 def columns_of(name):

@@ -6,14 +6,19 @@ import sys
 
 import torch
 from datasets import Dataset
+from sharded_on_cpu import shard_on_cpu
 from tiny import make_examples, make_model, make_tokenizer
+from torch.distributed.fsdp import FSDPModule
 
 from trim_trainer import TrimConfig, TrimTrainer
+from trim_trainer.architectures.modules import find_layers
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     output_dir, settings = sys.argv[1], json.loads(sys.argv[2])
     num_processes = int(os.environ.get("WORLD_SIZE", 1))
+    if "fsdp" in settings:
+        shard_on_cpu()
     resume, has_names = settings.pop("resume", None), settings.pop("named_sets", False)
     args = TrimConfig(
         output_dir=output_dir, use_cpu=True, per_device_train_batch_size=8 // num_processes,
@@ -29,6 +34,8 @@ if __name__ == "__main__":
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model(f"{output_dir}/final")
+    if "fsdp" in settings:
+        assert all(isinstance(layer, FSDPModule) for layer in find_layers(trainer.causal_lm))
     if trainer.is_world_process_zero():
         trainer.state.save_to_json(f"{output_dir}/final/trainer_state.json")
         print(  # noqa: T201

@@ -41,8 +41,22 @@ def test_some_candidates_are_scored_without_the_others():
     assert_close(some, every[[0, 2, 5, 6, 8, 11]], atol=1e-4, rtol=1e-5)
 
 
-@pytest.mark.parametrize("layout", [Layout(True, True), Layout(False, True), Layout(False, False)], ids=str)
-@pytest.mark.parametrize("model_type", ["llama", "gpt2", "smollm3"])
+@pytest.mark.parametrize(
+    ("model_type", "layout"),
+    [
+        ("llama", Layout(True, True)),
+        ("gpt2", Layout(False, False)),
+        ("smollm3", Layout(False, True)),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                ("llama", Layout(False, True)), ("llama", Layout(False, False)), ("gpt2", Layout(True, True)),
+                ("gpt2", Layout(False, True)), ("smollm3", Layout(True, True)), ("smollm3", Layout(False, False)),
+            ]
+        ),
+    ],
+    ids=str,
+)  # fmt: skip
 def test_a_seam_scores_as_if_its_layers_were_joined_and_compensated_for(model_type, layout):
     model, examples = make_model(model_type), draw_examples(12)
     cuts = list(droppable_cuts(model, with_seams=True))

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
+from peft import LoraConfig
 from safetensors.torch import load_file
+from tiny import make_model
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
-from trim_trainer import TrimHistory
+from trim_trainer import TrimConfig, TrimHistory
+from trim_trainer.training.checks import check_model, check_sharded
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "accelerate"
 SCRIPT = Path(__file__).parents[1].joinpath("helpers", "run_distributed.py")
@@ -131,9 +134,86 @@ def test_configs_of_accelerate_are_whole(path):
     assert load_config_from_file(str(path)).num_processes == 8
 
 
+SHARDED = {"fsdp": True, "fsdp_config": {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"calibration_metric": "loss", "save_steps": 6},
+        pytest.param({"sparse_update_ratio": 0.5, "importance": "block_influence"}, marks=pytest.mark.slow),
+        pytest.param({"save_depths": [5], "gradient_accumulation_steps": 2}, marks=pytest.mark.slow),
+        pytest.param({"gradient_checkpointing": True, "eval_strategy": "epoch"}, marks=pytest.mark.slow),
+    ],
+    ids=["all parameters, resumed", "sparse update", "depths", "checkpointed activations"],
+)
+def test_sharded_models_train_as_one_process_does(settings, tmp_path):
+    settings = {
+        "target_layers": 4,
+        "compensation_size": 0,
+        "sparse_update_ratio": None,
+        "save_strategy": "no",
+    } | settings
+    settings |= {"save_strategy": "steps"} if "save_steps" in settings else {}
+    one = launch(tmp_path / "one", 1, **settings)
+    two = launch(tmp_path / "two", 2, **SHARDED, **settings)
+    assert_close(two, one, atol=1e-4, rtol=1e-3)
+    assert_same_run(tmp_path / "one" / "final", tmp_path / "two" / "final")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "two" / "final").config.num_hidden_layers == 4
+    if "save_steps" in settings:
+        resumed = launch(tmp_path / "two", 2, resume=str(tmp_path / "two" / "checkpoint-6"), **SHARDED, **settings)
+        assert_close(resumed, one, atol=1e-4, rtol=1e-3)
+        assert_same_run(tmp_path / "one" / "final", tmp_path / "two" / "final")
+
+
+@pytest.mark.parametrize("told_by", ["the arguments", "accelerate launch"])
+@pytest.mark.parametrize(
+    ("fields", "sharding", "message"),
+    [
+        ({"max_metric_drop": 0.1}, {}, "`max_metric_drop` is 0.1, with FSDP: .*save_depths"),
+        ({"trim_unit": "sublayer"}, {}, "`trim_unit` is 'sublayer', with FSDP: .*Set it to 'layer'"),
+        (
+            {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2, "save_steps": 2},
+            {}, "`load_best_model_at_end` is True, with FSDP: .*save_depths",
+        ),
+        ({}, {"version": 1}, "`fsdp_version` is 1, .*fsdp_version: 2"),
+        ({}, {"activation_checkpointing": True}, "`fsdp_activation_checkpointing` is True, .*`gradient_checkpointing` to True"),
+        ({"sparse_update_ratio": 0.5}, {}, None),
+    ],
+)  # fmt: skip
+def test_what_sharded_layers_do_not_allow_is_refused_first(fields, sharding, message, told_by, tmp_path, monkeypatch):
+    sharding = {"version": 2} | sharding
+    if told_by == "accelerate launch":  # which tells its processes so, and leaves the arguments alone
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+        for name, value in sharding.items():
+            monkeypatch.setenv(f"FSDP_{name.upper()}", str(value).lower())
+    else:
+        fields = {"fsdp": True, "fsdp_config": sharding} | fields
+    args = TrimConfig(output_dir=str(tmp_path), target_layers=4, use_cpu=True, bf16=False, report_to="none", **fields)
+    if message is None:
+        assert check_model(make_model(), args) == (6, 4)
+    else:
+        with pytest.raises(ValueError, match=message):
+            check_model(make_model(), args)
+
+
+def test_adapters_on_sharded_layers_are_refused_first(tmp_path):
+    fields = {"target_layers": 4, "use_cpu": True, "bf16": False, "report_to": "none"}
+    args = TrimConfig(output_dir=str(tmp_path), **fields, **SHARDED)
+    with pytest.raises(ValueError, match="`peft_config` is a LoraConfig, with FSDP.* by DDP"):
+        check_model(make_model(), args, LoraConfig(r=4))
+    plain = TrimConfig(output_dir=str(tmp_path), **fields)
+    assert check_model(make_model(), plain, LoraConfig(r=4)) == (6, 4)
+
+
+def test_layers_that_are_not_sharded_one_by_one_are_refused():
+    with pytest.raises(ValueError, match="FSDP shards 6 layers together .*TRANSFORMER_BASED_WRAP.* LlamaDecoderLayer"):
+        check_sharded(make_model())
+
+
 @pytest.mark.slow
 def test_sharded_layers_are_scored_dropped_and_trained_on(tmp_path):
-    """FSDP2 at the level of the surgery: on CPU processes accelerate turns FSDP into DDP, torch itself does not."""
+    """FSDP2 at the level of the surgery, without the Trainer and accelerate."""
     script = Path(__file__).parents[1].joinpath("helpers", "run_sharded.py")
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", str(script), tmp_path],

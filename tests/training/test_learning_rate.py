@@ -31,7 +31,10 @@ def usual_rates(make_trainer, schedule):
     return [rate for rate, _ in rates_of(make_trainer(SFTTrainer, SFTConfig, output_dir="usual", **fields))]
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant_with_warmup"])
+@pytest.mark.parametrize(
+    "schedule",
+    ["cosine", *(pytest.param(name, marks=pytest.mark.slow) for name in ("linear", "constant_with_warmup"))],
+)
 def test_the_rate_is_that_of_full_depth_times_the_layers_that_were_over_those_that_are_left(make_trainer, schedule):
     usual = usual_rates(make_trainer, schedule)
     seen = rates_of(make_trainer(**SETTINGS, lr_scheduler_type=schedule, warmup_steps=2))

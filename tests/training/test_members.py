@@ -71,6 +71,7 @@ def test_each_depth_is_what_a_run_with_that_target_would_have_given(make_trainer
     assert trainer.history.measured(5).quality == TrimHistory.load(tmp_path / "family" / "depth-5").trimmed.quality
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_members_that_are_left(tmp_path):
     settings = FAMILY | {"max_steps": 16, "save_depths": [5, 4], "target_layers": 3, "save_strategy": "no"}
     for name in ("whole", "killed"):

@@ -172,8 +172,10 @@ def test_what_is_asked_for_again_is_done_again_bit_for_bit(has_record, copied):
     "fields",
     [
         {"seed": 9},
-        {"racing_confidence": 0.9},
-        {"scan_batch_tokens": 64},
+        *(
+            pytest.param(each, marks=pytest.mark.slow)
+            for each in ({"racing_confidence": 0.9}, {"scan_batch_tokens": 64})
+        ),
         {"merge_adapter": False},
         {"protected_layers": "kept"},
     ],

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
+from .wrapping import hold_shards
+
 
 def sync_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, decayed: Callable[[], Iterable[str]]) -> None:
     """Make an optimizer hold exactly the parameters of `model` that train, in model order.
@@ -13,6 +15,7 @@ def sync_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, decayed: 
     to train start without state. Parameters keep their group; new ones join the group with weight decay if their name
     is in `decayed()` and the one without otherwise, as the Trainer builds them.
     """
+    hold_shards(model)
     names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
     groups = optimizer.param_groups
     group_of = {parameter: group for group in groups for parameter in group["params"] if parameter in names}

@@ -19,6 +19,13 @@ def rewrap(wrapped: nn.Module, accelerator: Accelerator) -> None:
         forget_dropped(wrapped)
 
 
+def hold_shards(model: nn.Module) -> None:
+    """Let FSDP2 hold shards again where it kept whole weights after a pass, as it does of the head: what trains are shards."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def _make_anew(wrapped: DistributedDataParallel, accelerator: Accelerator) -> None:
     handler, is_training = accelerator.ddp_handler, wrapped.training
     options = {} if handler is None else handler.to_kwargs()

@@ -1,12 +1,16 @@
 """What a trimming run refuses, before anything expensive happens."""
 
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
-from accelerate.utils import is_peft_model
+from accelerate.utils import is_peft_model, parse_flag_from_env
 from datasets import Dataset, IterableDataset
+from peft import PeftConfig
+from torch.distributed.fsdp import FSDPModule
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -36,10 +40,10 @@ def check_model(model: str | PreTrainedModel, args: TrimConfig, peft_config=None
     Raises:
         ValueError: names the setting, its value, the rule and the way out.
     """
-    _check_settings(args)
     is_adapted = not isinstance(model, str) and is_peft_model(model)
     if is_adapted:
         peft_config, model = model.peft_config[model.active_adapter], model.get_base_model()
+    _check_settings(args, peft_config)
     if getattr(peft_config, "is_prompt_learning", False):
         raise ValueError(
             f"A target is set and `peft_config` is a {type(peft_config).__name__}, which puts something in front of the "
@@ -83,11 +87,21 @@ def _load_config(model: str, args: TrimConfig) -> PretrainedConfig:
     return AutoConfig.from_pretrained(model, trust_remote_code=args.trust_remote_code, **options)
 
 
-def _check_settings(args: TrimConfig) -> None:
+def _check_settings(args: TrimConfig, peft_config: PeftConfig | None) -> None:
     """Raise a ValueError for what several processes cannot do while layers drop."""
-    plugin, fsdp = args.deepspeed_plugin, getattr(args, "fsdp_plugin", None)
-    kind = "DeepSpeed" if plugin is not None else "FSDP" if fsdp is not None or args.fsdp else None
+    plugin, fsdp = args.deepspeed_plugin, fsdp_settings(args)
+    kind = "DeepSpeed" if plugin is not None else "FSDP" if fsdp else None
     rules = {
+        "fsdp_version": (
+            fsdp.get("fsdp_version") == 1,
+            "1, which flattens the weights of a layer into one. Use FSDP2: `fsdp_version: 2` in the configuration of accelerate "
+            "(recipes/accelerate/fsdp2.yaml), or `accelerate_config: fsdp2`",
+        ),
+        "fsdp_activation_checkpointing": (
+            fsdp.get("activation_checkpointing", False),
+            "True, which hides each layer in another module. Set it to False, and `gradient_checkpointing` to True, which "
+            "saves the same memory",
+        ),
         "zero_stage": (
             plugin is not None and plugin.zero_stage == 3,
             "3, which spreads each layer over all processes in a way that layers cannot be taken out of. Use FSDP2 "
@@ -97,6 +111,12 @@ def _check_settings(args: TrimConfig) -> None:
             plugin is not None and args.sparse_update_ratio is not None,
             f"{args.sparse_update_ratio}, with DeepSpeed: ZeRO counts the steps of all parameters as one, so none can begin "
             "to train later. Set it to None: ZeRO spreads the optimizer state that it would save",
+        ),
+        "peft_config": (
+            bool(fsdp) and peft_config is not None,
+            f"a {type(peft_config).__name__}, with FSDP, which shards the adapter together with the weights that it would be "
+            "merged into. Train it by DDP (recipes/accelerate/ddp.yaml), where a quantized base saves the memory, or all "
+            "parameters by FSDP",
         ),
         "max_metric_drop": (
             kind is not None and args.max_metric_drop is not None,
@@ -116,6 +136,33 @@ def _check_settings(args: TrimConfig) -> None:
     for name, (is_refused, why) in rules.items():
         if is_refused:
             raise ValueError(f"A target is set and `{name}` is {why}.")
+
+
+def fsdp_settings(args: TrimConfig) -> dict[str, Any]:
+    """What FSDP is to do, by `fsdp` of the arguments or by `accelerate launch`, which tells its processes by variables.
+
+    Empty where there is no FSDP. Whether each layer is sharded for itself can only be seen of the sharded model, see
+    `check_sharded`.
+    """
+    if args.fsdp_plugin_args is not None:
+        return args.fsdp_plugin_args
+    if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        return {}
+    return {
+        "fsdp_version": int(os.environ.get("FSDP_VERSION", "1")),
+        "activation_checkpointing": parse_flag_from_env("FSDP_ACTIVATION_CHECKPOINTING"),
+    }
+
+
+def check_sharded(model: PreTrainedModel) -> None:
+    """Raise a ValueError if FSDP holds weights of several layers together, of which none could be taken out."""
+    whole = [type(layer).__name__ for layer in find_layers(model) if not isinstance(layer, FSDPModule)]
+    if whole:
+        raise ValueError(
+            f"FSDP shards {len(whole)} layers together with others, so they cannot be dropped one by one. Set "
+            f"`fsdp_auto_wrap_policy` to TRANSFORMER_BASED_WRAP and `fsdp_transformer_layer_cls_to_wrap` to {whole[0]}, or "
+            "leave the latter out."
+        )
 
 
 def check_router_loss(trainer) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from transformers import PreTrainedModel
 
 from ..architectures.modules import find_layers
+from ..surgery.wrapping import hold_shards
 
 
 def choose_trained_layers(
@@ -35,6 +36,7 @@ def choose_trained_layers(
 
 def freeze_all_but(model: PreTrainedModel, trained_layers: Iterable[int]) -> None:
     """Let the parameters of these layers train and nothing else: no embedding, head, final norm or other layer."""
+    hold_shards(model)
     layers = find_layers(model)
     trained = {parameter for number in trained_layers for parameter in layers[number].parameters()}
     for parameter in model.parameters():

@@ -42,6 +42,7 @@ from .checks import (
     check_distillation,
     check_model,
     check_router_loss,
+    check_sharded,
     split_calibration,
 )
 from .compensating import choose_compensation_size, draw_compensation_examples
@@ -232,6 +233,7 @@ class TrimTrainer(HookedTrainer):
     def after_preparing(self) -> None:
         """Begin here where only now the model is on its devices."""
         if self.trimming is not None and self.is_fsdp_enabled:
+            check_sharded(self.causal_lm)
             self.begin()
             self.sync_parameters()
 
