@@ -8,7 +8,7 @@ from exports import save_trimmed
 from hub import WRITE_TOKEN, HubServer
 from publishing import command
 
-from trim_trainer.hub.export_card import LOADING, write_export_card
+from trim_trainer.hub.export_card import LIBRARIES, write_export_card
 from trim_trainer.hub.staging import sha256
 from trim_trainer.records.export_report import Agreement, ExportReport
 from trim_trainer.records.history import TrimHistory
@@ -116,7 +116,7 @@ def test_what_was_not_trimmed_here_is_not_published(publish, export, server):
 
 
 def test_a_card_says_how_each_kind_is_loaded(trimmed, export):
-    for target in LOADING:
+    for target in LIBRARIES:
         folder = export(target, "int4")
         card = (folder / "README.md").read_text()
         assert f'"{folder.name}"' in card and "```python" in card and "on its own card" in card

@@ -176,6 +176,7 @@ def test_sharded_models_train_as_one_process_does(settings, tmp_path):
             {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2, "save_steps": 2},
             {}, "`load_best_model_at_end` is True, with FSDP: .*save_depths",
         ),
+        ({"vocab_size": 40}, {}, "`vocab_size` is 40, with FSDP, .*trim-trainer drop --vocab-size"),
         ({}, {"version": 1}, "`fsdp_version` is 1, .*fsdp_version: 2"),
         ({}, {"activation_checkpointing": True}, "`fsdp_activation_checkpointing` is True, .*`gradient_checkpointing` to True"),
         ({"sparse_update_ratio": 0.5}, {}, None),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import PretrainedConfig
 
-from ..hub.export_card import TITLES
+from ..hub.export_card import LIBRARIES
 from .environments import Environment
 
 
@@ -39,7 +39,7 @@ class Target:
     @property
     def title(self) -> str:
         """In words."""
-        return TITLES[self.name]
+        return LIBRARIES[self.name].title
 
     def num_bytes(self, folder: Path) -> int:
         """Of the weights in what it wrote."""

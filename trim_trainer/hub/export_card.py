@@ -1,5 +1,6 @@
 """Report of an export -> its model card, which states what was compared and nothing else."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import ModelCardData
@@ -10,24 +11,46 @@ from ..records.history import TrimHistory
 from .card import template_environment
 from .merging import BEGIN, END
 
-# Target -> how what it wrote is loaded; {name} is the folder or repository, {revision} the argument that names the branch.
-LOADING = {
-    "openvino": """from optimum.intel import OVModelForCausalLM
+
+@dataclass(frozen=True)
+class Library:
+    """What runs an export: its title, its name on the Hub, and how it loads one.
+
+    In `loading` {name} is the folder or repository, {revision} the argument that names the branch, {folder} a local folder.
+    """
+
+    title: str
+    name: str
+    loading: str
+
+
+LIBRARIES = {  # by target
+    "openvino": Library(
+        "OpenVINO",
+        "openvino",
+        """from optimum.intel import OVModelForCausalLM
 from transformers import AutoTokenizer
 
 model = OVModelForCausalLM.from_pretrained("{name}"{revision})
 tokenizer = AutoTokenizer.from_pretrained("{name}"{revision})""",
-    "onnx": """import onnxruntime_genai
+    ),
+    "onnx": Library(
+        "ONNX Runtime GenAI",
+        "onnxruntime-genai",
+        """import onnxruntime_genai
 
 model = onnxruntime_genai.Model({folder})
 tokenizer = onnxruntime_genai.Tokenizer(model)""",
-    "gptq": """from transformers import AutoModelForCausalLM, AutoTokenizer  # with `pip install optimum gptqmodel`
+    ),
+    "gptq": Library(
+        "GPTQ",
+        "transformers",
+        """from transformers import AutoModelForCausalLM, AutoTokenizer  # with `pip install optimum gptqmodel`
 
 model = AutoModelForCausalLM.from_pretrained("{name}"{revision})
 tokenizer = AutoTokenizer.from_pretrained("{name}"{revision})""",
+    ),
 }
-TITLES = {"openvino": "OpenVINO", "onnx": "ONNX Runtime GenAI", "gptq": "GPTQ"}
-LIBRARIES = {"openvino": "openvino", "onnx": "onnxruntime-genai", "gptq": "transformers"}
 
 
 def render_export_card(
@@ -46,6 +69,7 @@ def render_export_card(
         repo_id: Where it is published; None: the card speaks of the folder that it lies in.
         branch: On which branch.
     """
+    library = LIBRARIES[report.target]
     facts = history.card if history is not None else None
     base = facts and facts.base_model
     metadata = ModelCardData(
@@ -53,7 +77,7 @@ def render_export_card(
         license=facts and facts.license,
         license_name=facts and facts.license_name,
         license_link=facts and facts.license_link,
-        library_name=LIBRARIES[report.target],
+        library_name=library.name,
         pipeline_tag="text-generation",
         tags=["trim-trainer", "trimmed", report.target] if history is not None else [report.target],
         model_name=model_name,
@@ -73,8 +97,8 @@ def render_export_card(
             facts=facts,
             model_name=model_name,
             repo_id=repo_id,
-            title=TITLES[report.target],
-            loading=LOADING[report.target].format(name=repo_id or model_name, revision=revision, folder=snapshot),
+            title=library.title,
+            loading=library.loading.format(name=repo_id or model_name, revision=revision, folder=snapshot),
         )
     )
 

@@ -20,7 +20,7 @@ from huggingface_hub.utils.sha import git_hash
 
 from ..records.files import CARD_NAME
 from .card import Member, render_card
-from .export_card import TITLES, render_export_card
+from .export_card import LIBRARIES, render_export_card
 from .layout import stale_files, weights_taken
 from .merging import merge_cards
 from .staging import Staged, StagingError, as_bytes, check_text, sha256, stage, with_base
@@ -28,7 +28,7 @@ from .staging import Staged, StagingError, as_bytes, check_text, sha256, stage, 
 logger = logging.getLogger(__name__)
 
 OTHER = "other"  # a licence that has a name and a place of its own
-_TAG = rf"v\d+-(depth-\d+|({'|'.join(TITLES)})-.+)"  # as `_tag` names what was published
+_TAG = rf"v\d+-(depth-\d+|({'|'.join(LIBRARIES)})-.+)"  # as `_tag` names what was published
 # What the client raises where the Hub refuses, the connection breaks, or Xet gives up; ValueError: a card it refuses.
 HUB_ERRORS = (HfHubHTTPError, httpx2.HTTPError, ConnectionError, RuntimeError, ValueError, OSError)
 

@@ -24,7 +24,7 @@ from ..records.files import (
 from ..records.history import TrimHistory
 from ..records.settings import read_settings, without_local_path, without_local_paths
 from .checks import StagingError, check_text, choose_weights, own_code, way_out
-from .export_card import TITLES
+from .export_card import LIBRARIES
 from .layout import CONFIG, kind_of
 
 # Nothing else leaves the machine: no training arguments, optimizer, random states, logs or checkpoints.
@@ -59,7 +59,7 @@ class Staged:
         return (
             what
             if self.report is None
-            else f"{what} for {TITLES[self.report.target]}, weights in {self.report.weights}"
+            else f"{what} for {LIBRARIES[self.report.target].title}, weights in {self.report.weights}"
         )
 
     @property

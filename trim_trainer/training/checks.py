@@ -127,6 +127,11 @@ def _check_settings(args: TrimConfig, peft_config: PeftConfig | None) -> None:
             kind is not None and args.trim_unit == SUBLAYER,
             f"'sublayer', with {kind}: it holds each layer as one piece, of which no half can go to another. Set it to 'layer'",
         ),
+        "vocab_size": (
+            kind is not None and args.vocab_size is not None,
+            f"{args.vocab_size}, with {kind}, where a process may hold none of the weights. Make the vocabulary smaller first, "
+            "with `trim-trainer drop --vocab-size`",
+        ),
         "load_best_model_at_end": (
             kind is not None and args.load_best_model_at_end,
             f"True, with {kind}: dropped layers cannot be brought back there. Leave it out, and keep depths with "

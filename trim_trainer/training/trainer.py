@@ -60,7 +60,7 @@ from .saving import clear_checkpoint, save_trimmed
 from .schedule import Start, TrimSchedule, plan_run
 from .setup import frozen_weights_of, make_trimming
 from .trimming import Trimming
-from .vocabulary import CALIBRATION, load_with_vocabulary, loaded_already, refuse_arguments
+from .vocabulary import CALIBRATION, load_with_vocabulary, loaded_already
 
 logger = logging.getLogger(__name__)
 
@@ -115,10 +115,8 @@ class TrimTrainer(HookedTrainer):
             )
         smaller = None
         if is_trimming and args.vocab_size is not None:
-            refuse_arguments(args, data_collator, kwargs)
             sets = {"train_dataset": train_dataset, CALIBRATION: calibration_dataset}
-            options = (processing_class, kwargs.pop("quantization_config", None), kwargs.get("formatting_func"))
-            smaller = load_with_vocabulary(model, args, sets, eval_dataset, *options)
+            smaller = load_with_vocabulary(model, args, sets, eval_dataset, processing_class, data_collator, kwargs)
             model, processing_class = smaller.model, smaller.processing_class
         with loaded_already(args, smaller):
             super().__init__(

@@ -32,17 +32,6 @@ class Loaded:
     record: VocabularyRecord
 
 
-def refuse_arguments(args: TrimConfig, data_collator, arguments: dict[str, Any]) -> None:
-    """Raise a VocabularyError for arguments of a trainer that were made with the whole vocabulary."""
-    optimizer = (arguments.get("optimizers") or (None,))[0]
-    for name, value in {"data_collator": data_collator, "optimizers": optimizer}.items():
-        if value is not None:
-            raise VocabularyError(
-                f"`vocab_size` is {args.vocab_size:,}, and `{name}` was made with the whole vocabulary. Leave it out, or make "
-                "the vocabulary smaller first, with `trim-trainer drop --vocab-size`."
-            )
-
-
 @contextmanager
 def loaded_already(args: TrimConfig, loaded: Loaded | None) -> Iterator[None]:
     """SFTTrainer finds no `model_init_kwargs`, which it would say that it ignores, where they were heard already."""
@@ -61,9 +50,9 @@ def load_with_vocabulary(
     args: TrimConfig,
     sets: dict[str, Any],
     evaluation,
-    processing_class=None,
-    quantization_config=None,
-    formatting_func=None,
+    processing_class,
+    data_collator,
+    arguments: dict[str, Any],
 ) -> Loaded:
     """Load model and tokenizer as SFTTrainer does, and leave `vocab_size` tokens to them.
 
@@ -73,16 +62,19 @@ def load_with_vocabulary(
         sets: Training and calibration set, by their names: their tokens stay.
         evaluation: Evaluation set or sets, of which it is recorded how they fare.
         processing_class: As for SFTTrainer.
-        quantization_config: As for SFTTrainer.
-        formatting_func: As for SFTTrainer.
+        data_collator: As for SFTTrainer.
+        arguments: Further ones for SFTTrainer; what is heard here alone is taken out.
 
     Raises:
-        VocabularyError: texts that cannot be looked at, or see `trim_vocabulary`.
+        VocabularyError: an argument that was made with the whole vocabulary, texts that cannot be looked at, or see
+            `trim_vocabulary`.
     """
+    _refuse_arguments(args, data_collator, arguments)
     _check(args, sets)
+    formatting_func = arguments.get("formatting_func")
     revision = (args.model_init_kwargs or {}).get("revision")
     if isinstance(model, str):
-        model = _load(model, args, quantization_config)
+        model = _load(model, args, arguments.pop("quantization_config", None))
     if processing_class is None:
         name = get_config_model_id(model.config)
         processing_class = AutoProcessor.from_pretrained(
@@ -104,6 +96,16 @@ def load_with_vocabulary(
     return Loaded(model, with_tokenizer(processing_class, smaller.tokenizer), smaller.choice.ids, smaller.record)
 
 
+def _refuse_arguments(args: TrimConfig, data_collator, arguments: dict[str, Any]) -> None:
+    optimizer = (arguments.get("optimizers") or (None,))[0]
+    for name, value in {"data_collator": data_collator, "optimizers": optimizer}.items():
+        if value is not None:
+            raise VocabularyError(
+                f"`vocab_size` is {args.vocab_size:,}, and `{name}` was made with the whole vocabulary. Leave it out, or make "
+                "the vocabulary smaller first, with `trim-trainer drop --vocab-size`."
+            )
+
+
 def _check(args: TrimConfig, sets: dict[str, Any]) -> None:
     for name, rows in sets.items():
         if (what := _unseen(rows)) is not None:
@@ -111,11 +113,6 @@ def _check(args: TrimConfig, sets: dict[str, Any]) -> None:
                 f"`vocab_size` is {args.vocab_size:,}, but `{name}` is {what}: all of its texts have to be seen before the "
                 "model is trained. Make the vocabulary smaller first, with `trim-trainer drop --vocab-size`."
             )
-    if args.deepspeed_plugin is not None or getattr(args, "fsdp_plugin", None) is not None or args.fsdp:
-        raise VocabularyError(
-            f"`vocab_size` is {args.vocab_size:,}, with FSDP or DeepSpeed, where a process may hold none of the weights. Make "
-            "the vocabulary smaller first, with `trim-trainer drop --vocab-size`."
-        )
     if args.chat_template_path is not None and not Path(args.chat_template_path).is_file():
         raise VocabularyError(
             f"`vocab_size` is {args.vocab_size:,}, and `chat_template_path` {args.chat_template_path!r} is that of a model, with "
