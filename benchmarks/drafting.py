@@ -1,15 +1,16 @@
 """A trimmed model drafts for its parent (`assistant_model`): tokens per second beside the parent alone, from runs in turns.
 
     python benchmarks/drafting.py                    # SmolLM2-135M-Instruct without its last layers, untrained
-    python benchmarks/drafting.py --parent full --drafters out/demo
+    python benchmarks/drafting.py --parent full --drafters out/demo --texts prompts.txt
 
 Drafters are folders, or numbers of layers that are left of the parent. Greedy decoding, so every token is the parent's own;
-that is checked. Prompts are beginnings of texts of the quickstart's evaluation set.
+that is checked. Prompts are those of the quickstart's evaluation set, or the lines of a file (`--texts`).
 """
 
 import argparse
 import copy
 import time
+from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -36,11 +37,13 @@ def main() -> None:
     parser.add_argument("--parent", default=prepare_smollm2())
     parser.add_argument("--drafters", nargs="+", default=["20", "8"])
     parser.add_argument("--prompts", type=int, default=12)
+    parser.add_argument("--texts", type=Path, help="file with a prompt a line")
     options = parser.parse_args()
     logging.set_verbosity_error()
     parent = AutoModelForCausalLM.from_pretrained(options.parent, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(options.parent)
-    prompts = [row["prompt"] for row in draw_icd10_examples()["test"][: options.prompts]]
+    texts = options.texts.read_text(encoding="utf-8").splitlines() if options.texts else None
+    prompts = (texts or [row["prompt"] for row in draw_icd10_examples()["test"]])[: options.prompts]
 
     def run(prompt, **more):
         inputs = tokenizer(prompt, return_tensors="pt")

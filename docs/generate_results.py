@@ -1,20 +1,22 @@
 """Fill the tables of docs/pages/results.md and README.md that pool runs, over seeds and machines, from docs/results.csv.
 
-And those of docs/pages/faster.md, from docs/inference.csv.
+And those of docs/pages/faster.md, from docs/inference.csv; of several runtimes and weights, from docs/frontier.csv; of the
+second model, from docs/gemma.csv.
 
 python docs/generate_results.py
 """
 
-import csv
 import math
 import re
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 
+import frontier_table
+import gemma_table
 import inference_table
+from csv_rows import read
 from matplotlib.figure import Figure
 
 from trim_trainer.comparison.methods import METHODS
@@ -23,7 +25,6 @@ from trim_trainer.records.plots import label_by_depth
 from trim_trainer.records.statistics import students_t
 from trim_trainer.training.schedule import plan_schedule
 
-RUNS = Path(__file__).with_name("results.csv")
 PICTURE = Path(__file__).with_name("results.png")
 PAGES = (
     Path(__file__).parent / "pages" / "results.md",
@@ -95,13 +96,17 @@ class Setting:
     def runs(self, task: Task, depth: int) -> dict[tuple[str, str], dict]:
         """The runs, by machine and seed."""
         return by_machine(
-            run for run in load() if self._is_mine(run, task, NUM_LAYERS if self.method == "full" else depth)
+            run
+            for run in read("results.csv")
+            if self._is_mine(run, task, NUM_LAYERS if self.method == "full" else depth)
         )
 
     def runs_in_time(self, task: Task, depth: int) -> dict[tuple[str, str], dict]:
         """The runs with as many steps as the seconds of full depth had room for."""
         usual = {"num_steps": "", "trim_steps": str(task.automatic_interval(depth, self.at_once))}
-        return by_machine(run for run in load() if run["num_steps"] and self._is_mine(run | usual, task, depth))
+        return by_machine(
+            run for run in read("results.csv") if run["num_steps"] and self._is_mine(run | usual, task, depth)
+        )
 
     def _is_mine(self, run: dict, task: Task, depth: int) -> bool:
         settings = (run["dataset_name"], run["max_train_samples"], run["num_train_epochs"], run["num_examples"])
@@ -132,13 +137,6 @@ def by_machine(runs: Iterable[dict]) -> dict[tuple[str, str], dict]:
     for run in runs:
         found.setdefault((run["device"].split(",")[0], run["seed"]), run)
     return found
-
-
-@cache
-def load() -> tuple[dict, ...]:
-    """All runs."""
-    with RUNS.open(encoding="utf-8", newline="") as file:
-        return tuple(csv.DictReader(file))
 
 
 FULL, FULL_HIGH = Setting("full depth, lr 1e-4", "full", 1e-4), Setting("full depth, lr 3e-4", "full")
@@ -538,6 +536,8 @@ TABLES = {
     "fewer_tokens_speeds": lambda: table(*inference_table.fewer_tokens("smollm2-135m, 16384 tokens")),
     "fewer_tokens": fewer_tokens,
     "sublayers": sublayers,
+    "frontier": lambda: table(*frontier_table.lines()),
+    "second_model": lambda: table(*gemma_table.lines()),
 }
 
 
@@ -550,3 +550,4 @@ if __name__ == "__main__":
     for page in PAGES:
         page.write_text(render(page.read_text(encoding="utf-8")), encoding="utf-8")
     draw()
+    frontier_table.draw()

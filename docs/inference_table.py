@@ -1,12 +1,9 @@
 """The tables of docs/pages/faster.md, from docs/inference.csv, which benchmarks/inference.py writes."""
 
-import csv
-from functools import cache
-from pathlib import Path
+from csv_rows import read
 
 from trim_trainer.records.measurement import WIDE
 
-RUNS = Path(__file__).with_name("inference.csv")
 WORK = {
     "decode, 1 stream": "decoding, one stream",
     "decode, 8 streams": "eight streams",
@@ -22,16 +19,13 @@ NAMES = {
 }  # fmt: skip
 
 
-@cache
-def load() -> tuple[dict, ...]:
-    """The rows."""
-    with RUNS.open(newline="", encoding="utf-8") as file:
-        return tuple(csv.DictReader(file))
-
-
 def rows_of(geometry: str) -> dict[tuple[str, int, str], dict]:
     """By format, depth and work."""
-    return {(row["format"], int(row["depth"]), row["work"]): row for row in load() if row["geometry"] == geometry}
+    return {
+        (row["format"], int(row["depth"]), row["work"]): row
+        for row in read("inference.csv")
+        if row["geometry"] == geometry
+    }
 
 
 def ratio(row: dict, name: str) -> str:
