@@ -140,12 +140,13 @@ SHARDED = {"fsdp": True, "fsdp_config": {"version": 2, "auto_wrap_policy": "TRAN
 @pytest.mark.parametrize(
     "settings",
     [
-        {"calibration_metric": "loss", "save_steps": 6},
+        {"calibration_metric": "loss"},
+        pytest.param({"save_steps": 6}, marks=pytest.mark.slow),
         pytest.param({"sparse_update_ratio": 0.5, "importance": "block_influence"}, marks=pytest.mark.slow),
         pytest.param({"save_depths": [5], "gradient_accumulation_steps": 2}, marks=pytest.mark.slow),
         pytest.param({"gradient_checkpointing": True, "eval_strategy": "epoch"}, marks=pytest.mark.slow),
     ],
-    ids=["all parameters, resumed", "sparse update", "depths", "checkpointed activations"],
+    ids=["all parameters", "resumed", "sparse update", "depths", "checkpointed activations"],
 )
 def test_sharded_models_train_as_one_process_does(settings, tmp_path):
     settings = {
