@@ -204,8 +204,9 @@ def _judge(agreement: Agreement, target: Target, weights: str) -> None:
             "tokens agree, in single precision. Nothing was kept; serve the checkpoint itself."
         )
     if rise > MAX_RISE:
+        exact = f", and see with --weights {target.exact} whether rounding is the cause" if target.exact else ""
         raise ExportError(
             f"{target.title} with weights in {weights} is another model than the checkpoint: the loss on what that goes on "
-            f"with rises by {rise:.1f} nats per token, more than rounding does ({MAX_RISE:g} at most). Nothing was kept; "
-            f"{'see with --weights ' + target.exact + ' whether rounding is the cause' if target.exact else 'take more bits'}."
+            f"with rises by {rise:.1f} nats per token, more than rounding mostly does ({MAX_RISE:g}). Nothing was "
+            f"kept; take more bits{exact}."
         )
