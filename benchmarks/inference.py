@@ -28,7 +28,6 @@ SmolLM2 and so takes no other geometry.
 """
 
 import argparse
-import csv
 import datetime
 import shutil
 import sys
@@ -38,6 +37,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from csv_file import add_row
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen3Config
 
 from trim_trainer import trim_vocabulary
@@ -233,9 +233,9 @@ def main() -> None:
                 for work in WORK:
                     for row in describe(measure(sessions, work, options.rounds), work, depths):
                         num_bytes = held[row["depth"]].num_bytes
-                        write(
+                        add_row(
                             {"date": datetime.date.today().isoformat(), "device": device, "geometry": geometry,
-                             "format": each, "versions": versions, "num_bytes": num_bytes} | row, options.output
+                             "format": each, "versions": versions, "num_bytes": num_bytes} | row, NAMES, options.output
                         )  # fmt: skip
                         print(
                             f"{each}, {row['depth']} layers, {work}: {row['tokens_per_second']:.1f} tokens/s; "
@@ -249,18 +249,6 @@ def main() -> None:
             for place in (baseline, *held.values()):
                 if place.folder not in (whole, *checkpoints.values()):
                     shutil.rmtree(place.folder)
-
-
-def write(row: dict, path: Path | None) -> None:
-    """Add a row to the CSV."""
-    if path is None:
-        return
-    is_new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, NAMES)
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ soon as it is there, so a run that is cut off leaves what it had. A row that fai
 """
 
 import argparse
-import csv
 import datetime
 import json
 import random
@@ -24,6 +23,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from csv_file import add_row
 from datasets import Dataset
 from peft import LoraConfig
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -125,6 +125,18 @@ def make_model(geometry: str, depth: int, is_quantized: bool = False):
         )
 
 
+def forget_peak() -> None:
+    """Let the peak of the GPU's memory be that of what comes now."""
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+
+def wait() -> None:
+    """Until the device has done what it was given."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
 class Clock(TrainerCallback):
     """Seconds of each step."""
 
@@ -133,8 +145,7 @@ class Clock(TrainerCallback):
 
     def on_step_end(self, *args, **kwargs):
         """Note the time, once the device has done what it was given."""
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
+        wait()
         self.ends.append(time.perf_counter())
 
 
@@ -144,8 +155,7 @@ def train(
     """Seconds of a step: the median of those after the second."""
     model = make_model(geometry, depth, is_quantized)
     size = model.config.vocab_size
-    if DEVICE == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+    forget_peak()
     clock, rows = Clock(), draw_examples(NUM_STEPS * BATCH_SIZE, size, LENGTH)
     args = TrimConfig(
         output_dir=folder, max_steps=NUM_STEPS, per_device_train_batch_size=BATCH_SIZE, report_to="none", save_strategy="no",
@@ -169,8 +179,7 @@ def scan(geometry: str, depth: int, folder: str) -> dict:
     size = model.config.vocab_size
     rows, tokenizer = draw_examples(NUM_CALIBRATION, size, 96), make_tokenizer(size)
     score_layers(model, tokenizer, rows[:2], criterion="sensitivity")  # warms up
-    if DEVICE == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+    forget_peak()
     return timed(lambda: score_layers(model, tokenizer, rows, criterion="sensitivity"))
 
 
@@ -181,8 +190,7 @@ def drop(geometry: str, depth: int, folder: str, takes_over: bool) -> dict:
     rows = draw_examples(NUM_COMPENSATION if takes_over else 0, size, 96)
     examples = tokenize_examples(rows, make_tokenizer(size)) if rows else []
     layers = list(range(depth // 2, depth))
-    if DEVICE == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+    forget_peak()
 
     def run():
         with compensated(model, layers, examples):
@@ -195,8 +203,7 @@ def timed(run) -> dict:
     """Seconds of one run."""
     started = time.perf_counter()
     run()
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
+    wait()
     return {"seconds": time.perf_counter() - started}
 
 
@@ -272,20 +279,8 @@ def main() -> None:
                 found = {"failed": "no time was left"}
             else:
                 found = run_alone(what, options.geometry, depth, min(left, 180))
-            write(shared | {"what": what, "depth": depth} | found, options.output)
+            add_row(shared | {"what": what, "depth": depth} | found, NAMES, options.output)
             print(f"{what}, {depth} layers: {found}", flush=True)
-
-
-def write(row: dict, path: Path | None) -> None:
-    """Add a row to the CSV."""
-    if path is None:
-        return
-    is_new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, NAMES)
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 if __name__ == "__main__":

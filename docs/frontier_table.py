@@ -6,28 +6,22 @@ That is written by benchmarks/frontier.py.
 from pathlib import Path
 
 from csv_rows import read
-from inference_table import ratio
+from inference_table import is_stated, ratio
 from matplotlib.figure import Figure
 
-from trim_trainer.records.measurement import WIDE
 from trim_trainer.records.plots import ACCENT, INK, MUTED
 
 PICTURE = Path(__file__).with_name("frontier.png")
 COLORS = (INK, "#3e7cb1", "#2a9d8f", ACCENT)
 MARKERS = {"fp32": "o", "int8": "s", "int4": "^"}
 WEIGHTS = {"fp32": "float32", "int8": "int8", "int4": "int4"}
-FEWER = 49152  # tokens that the whole model has
 
 
 def title(row: dict) -> str:
     """What the model is, in words."""
-    tokens = int(row["vocab_size"])
-    return f"{row['depth']} layers" + ("" if tokens == FEWER else f", {tokens:,} tokens")
-
-
-def is_stated(row: dict) -> bool:
-    """Whether its speed was measured well enough."""
-    return float(row["to_whole_high"]) <= float(row["to_whole_low"]) * WIDE
+    whole, *_ = read("frontier.csv")
+    tokens = "" if row["vocab_size"] == whole["vocab_size"] else f", {int(row['vocab_size']):,} tokens"
+    return f"{row['depth']} layers{tokens}"
 
 
 def lines() -> list[list[str]]:
@@ -54,7 +48,7 @@ def draw() -> None:
         (panels[1], lambda row: float(row["to_whole"]), "tokens/s of one stream, times the whole model in float32"),
     ):
         for name, color in zip(titles, COLORS, strict=False):
-            own = [row for row in rows if title(row) == name and (axes is panels[0] or is_stated(row))]
+            own = [row for row in rows if title(row) == name and (axes is panels[0] or is_stated(row, "to_whole"))]
             axes.plot(
                 [x_of(row) for row in own], [float(row["accuracy"]) for row in own], color=color, label=name, lw=1
             )

@@ -28,10 +28,15 @@ def rows_of(geometry: str) -> dict[tuple[str, int, str], dict]:
     }
 
 
+def is_stated(row: dict, name: str) -> bool:
+    """Whether the interval of a ratio is narrow enough to say something."""
+    return float(row[f"{name}_high"]) <= float(row[f"{name}_low"]) * WIDE
+
+
 def ratio(row: dict, name: str) -> str:
     """A ratio with its interval; none where that is too wide."""
     value, low, high = (float(row[key]) for key in (name, f"{name}_low", f"{name}_high"))
-    return f"{value:.2f} ({low:.2f}–{high:.2f})" if high <= low * WIDE else "too noisy to tell"
+    return f"{value:.2f} ({low:.2f}–{high:.2f})" if is_stated(row, name) else "too noisy to tell"
 
 
 def depths_of(rows: dict) -> list[int]:

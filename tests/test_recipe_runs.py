@@ -67,9 +67,7 @@ def test_a_recipe_trains_publishes_and_its_revisions_load(recipe, run, tmp_path)
     assert "28 → 14 layers" in done.stdout
 
     repo, folder = server.repo(f"me/{recipe}"), tmp_path / "out" / recipe
-    (tmp_path / "read").mkdir()
-    (tmp_path / "read" / "trim_history.json").write_bytes(repo.files()["trim_history.json"])
-    assert len(TrimHistory.load(tmp_path / "read").kept) == 14
+    assert len(TrimHistory.from_json(repo.files()["trim_history.json"].decode()).kept) == 14
     card = repo.files()["README.md"].decode()
     data, _ = NAMES[recipe]
     assert f"- {data}" in card and "Qwen/Qwen3-0.6B" in card

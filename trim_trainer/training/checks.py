@@ -149,8 +149,8 @@ def fsdp_settings(args: TrimConfig) -> dict[str, Any]:
     Empty where there is no FSDP. Whether each layer is sharded for itself can only be seen of the sharded model, see
     `check_sharded`.
     """
-    if args.fsdp_plugin_args is not None:
-        return args.fsdp_plugin_args
+    if args.fsdp:
+        return args.fsdp_plugin_args or args.fsdp_config  # of XLA there are no arguments for accelerate
     if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
         return {}
     return {
