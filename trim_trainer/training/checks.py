@@ -9,7 +9,6 @@ from typing import Any
 
 from accelerate.utils import is_peft_model, parse_flag_from_env
 from datasets import Dataset, IterableDataset
-from peft import PeftConfig
 from torch.distributed.fsdp import FSDPModule
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -87,7 +86,7 @@ def _load_config(model: str, args: TrimConfig) -> PretrainedConfig:
     return AutoConfig.from_pretrained(model, trust_remote_code=args.trust_remote_code, **options)
 
 
-def _check_settings(args: TrimConfig, peft_config: PeftConfig | None) -> None:
+def _check_settings(args: TrimConfig, peft_config) -> None:
     """Raise a ValueError for what several processes cannot do while layers drop."""
     plugin, fsdp = args.deepspeed_plugin, fsdp_settings(args)
     kind = "DeepSpeed" if plugin is not None else "FSDP" if fsdp else None
