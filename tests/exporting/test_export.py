@@ -1,5 +1,6 @@
 """A checkpoint for another runtime: what came out is compared with it, and only what agrees is left."""
 
+import dataclasses
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from trim_trainer.exporting.environments import ExportError
 from trim_trainer.exporting.gptq import GPTQ
 from trim_trainer.exporting.openvino import ENVIRONMENT
 from trim_trainer.exporting.targets import TARGETS
+from trim_trainer.records.export_report import ExportReport
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +45,9 @@ def target(monkeypatch):
     """Make `to="transformers"` known, with a model that is changed as asked."""
     exports.let_cards_know(monkeypatch)
 
-    def let(spoil=lambda model: None):
+    def let(*spoiling):
         for module in (exporting, measuring):
-            monkeypatch.setitem(module.TARGETS, "transformers", exports.make_target(spoil))
+            monkeypatch.setitem(module.TARGETS, "transformers", exports.make_target(*spoiling))
 
     return let
 
@@ -93,7 +95,29 @@ def test_what_gives_other_tokens_is_not_kept(folder, target, tmp_path):
 
 def test_another_model_is_not_taken_for_a_rounded_one(folder, target, tmp_path):
     target(confuse)
-    with pytest.raises(ExportError, match="another model than the checkpoint: .* nats per token"):
+    with pytest.raises(ExportError, match="nats per token.* not rounding: .* tokens agree, so it is another model"):
+        exporting.export(folder / "trimmed", "transformers", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_rounding_that_costs_much_is_kept_and_said(folder, target, tmp_path, caplog):
+    """With fewer bits the loss is as high as that of another model, in single precision every token agrees."""
+    target(confuse, ("int8",))
+    report = exporting.export(folder / "trimmed", "transformers", tmp_path / "out")
+    assert report.agreement.loss_after > report.agreement.loss_before + exporting.MAX_RISE
+    assert "It is rounding: in fp32 every token agrees. More bits cost less." in caplog.text
+    assert ExportReport.load(tmp_path / "out").agreement_exact.num_equal == 128
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "what rounding costs it: an export in single precision gave 128 of 128" in card
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_where_no_export_is_exact_a_high_loss_is_refused(folder, target, tmp_path, monkeypatch):
+    target(confuse)
+    monkeypatch.setitem(
+        exporting.TARGETS, "transformers", dataclasses.replace(exporting.TARGETS["transformers"], exact=None)
+    )
+    with pytest.raises(ExportError, match="nats per token.* It is another model .* take more bits"):
         exporting.export(folder / "trimmed", "transformers", tmp_path / "out")
     assert not list(tmp_path.iterdir())
 

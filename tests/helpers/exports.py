@@ -22,13 +22,14 @@ def save_trimmed(folder, name="trimmed", model=None, cuts=("--layers", "2,4")):
     return folder / name
 
 
-def make_target(spoil=lambda model: None):
-    """Such a target; `spoil` changes the model that it writes."""
+def make_target(spoil=lambda model: None, spoiled=("int8", "fp32")):
+    """Such a target; `spoil` changes the model that it writes with the `spoiled` weights."""
 
     def make(interpreter, source, output, weights, texts):
         model = AutoModelForCausalLM.from_pretrained(source)
         with torch.no_grad():
-            spoil(model)
+            if weights in spoiled:
+                spoil(model)
         model.save_pretrained(output)
         AutoTokenizer.from_pretrained(source).save_pretrained(output)
 

@@ -46,6 +46,8 @@ class ExportReport:
         after: Quality of what was exported.
         versions: Packages that wrote and ran it, and their versions.
         files: SHA-256 of each file of the model.
+        agreement_exact: The same of an export in single precision, made where fewer bits cost so much that it had to be
+            seen whether it is rounding; None: they did not.
     """
 
     target: str
@@ -61,6 +63,7 @@ class ExportReport:
     after: Quality | None = None
     versions: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+    agreement_exact: Agreement | None = None
 
     @property
     def revision(self) -> str:
@@ -90,7 +93,9 @@ class ExportReport:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             quality = {name: data[name] and Quality(**data[name]) for name in ("before", "after")}
-            return cls(**data | quality | {"agreement": Agreement(**data["agreement"])})
+            exact = data.get("agreement_exact")  # reports before this was looked at do without
+            agreements = {"agreement": Agreement(**data["agreement"]), "agreement_exact": exact and Agreement(**exact)}
+            return cls(**data | quality | agreements)
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(
                 f"{str(path)!r} is no report of an export: {error}. Export the checkpoint again."
