@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from trim_trainer import drop_layers
-from trim_trainer.checkpoints.loading import Source
+from trim_trainer.checkpoints.loading import Source, SourceError
 from trim_trainer.cli.main import main
 from trim_trainer.records.history import TrimHistory
 
@@ -47,6 +47,15 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path):
     model.config.architectures = ["LlamaForCausalLM"]
     model.config.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="holds no lm_head.weight: it is not a whole LlamaForCausalLM"):
+        Source.of(str(tmp_path)).load_model()
+
+
+def test_a_folder_without_a_model_says_so_and_names_its_last_checkpoint(tmp_path):
+    with pytest.raises(SourceError, match="has no config.json, so there is no model in it. A training run"):
+        Source.of(str(tmp_path)).load_config()
+    for step in (5, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    with pytest.raises(SourceError, match="Its last checkpoint is '.*checkpoint-10'"):
         Source.of(str(tmp_path)).load_model()
 
 

@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     ProcessorMixin,
 )
+from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import CONFIG_NAME, cached_file
 
 from ..architectures.configs import num_layers
@@ -114,6 +115,7 @@ class Source:
         """Load the config alone."""
         with loading(self.path):
             whole = self.with_adapter()
+            _check_folder(Path(whole.path))
             return AutoConfig.from_pretrained(whole.path, **whole.options)
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
@@ -192,3 +194,14 @@ def find_file(path: str, name: str, revision: str = "main") -> Path | None:
 def default_device() -> str:
     """The accelerator if there is one, else the CPU."""
     return str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise a FileNotFoundError for a folder without a model, such as that of a run that goes on; Transformers says less."""
+    if not folder.is_dir() or (folder / CONFIG_NAME).is_file():
+        return
+    last = get_last_checkpoint(folder)
+    raise FileNotFoundError(
+        f"the folder {str(folder)!r} has no {CONFIG_NAME}, so there is no model in it. "
+        + (f"Its last checkpoint is {last!r}." if last else "A training run writes it at its end.")
+    )
