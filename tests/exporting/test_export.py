@@ -105,7 +105,7 @@ def test_rounding_that_costs_much_is_kept_and_said(folder, target, tmp_path, cap
     target(confuse, ("int8",))
     report = exporting.export(folder / "trimmed", "transformers", tmp_path / "out")
     assert report.agreement.loss_after > report.agreement.loss_before + exporting.MAX_RISE
-    assert "It is rounding: in fp32 every token agrees. More bits cost less." in caplog.text
+    assert "It is rounding: with weights in fp32 every token agrees. More bits cost less." in caplog.text
     assert ExportReport.load(tmp_path / "out").agreement_exact.num_equal == 128
     card = (tmp_path / "out" / "README.md").read_text()
     assert "what rounding costs it: an export in single precision gave 128 of 128" in card

@@ -240,5 +240,5 @@ def _check_rounding(
             f"{rise}. It is not rounding: with weights in {target.exact} {exact.num_equal} of {exact.num_tokens} greedy tokens "
             "agree, so it is another model than the checkpoint. Nothing was kept; serve the checkpoint itself."
         )
-    logger.warning("%s. It is rounding: in %s every token agrees. More bits cost less.", rise, target.exact)
+    logger.warning("It is rounding: with weights in %s every token agrees. More bits cost less.", target.exact)
     return exact
