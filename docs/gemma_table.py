@@ -1,5 +1,7 @@
 """The second model: Gemma 3 270M by the default, next to full depth and controls, from docs/gemma.csv."""
 
+from statistics import fmean
+
 from csv_rows import read
 
 from trim_trainer.comparison.methods import METHODS
@@ -10,26 +12,39 @@ TITLES = {name: method.title for name, method in METHODS.items()} | {"progressiv
 
 
 def lines() -> list[list[str]]:
-    """A line for each run."""
-    found = [["", "layers", "accuracy", "loss", "points over full depth", "bytes", "layers that went"]]
-    rows = sorted(
-        read("gemma.csv"),
-        key=lambda row: (
-            list(TASKS).index(row["dataset_name"]),
-            list(TITLES).index(row["method"]),
-            row.get("vocab_size") or "",
-        ),
-    )
-    for row in rows:
-        whole = [each for each in rows if each["dataset_name"] == row["dataset_name"] and each["method"] == "full"]
-        middle = float(row["accuracy"])
-        low, high = wilson_interval(middle, int(row["num_examples"]))
-        ahead = f"{100 * (middle - float(whole[0]['accuracy'])):+.1f}" if whole and row is not whole[0] else ""
-        fewer = f", {int(row['vocab_size']):,} tokens" if row.get("vocab_size") else ""
+    """A line for each method on a task, over its seeds."""
+    found = [["", "layers", "seeds", "accuracy", "loss", "points over full depth", "bytes", "layers that went"]]
+    cells: dict[tuple[str, str], dict[str, dict]] = {}  # task and method -> seed -> row
+    for row in sorted(read("gemma.csv"), key=lambda row: row["seed"]):
+        cells.setdefault((row["dataset_name"], row["method"]), {})[row["seed"]] = row
+    for task, method in sorted(cells, key=lambda cell: (list(TASKS).index(cell[0]), list(TITLES).index(cell[1]))):
+        runs = cells[task, method]
+        first = next(iter(runs.values()))
         found.append(
             [
-                f"{TASKS[row['dataset_name']]}, {TITLES[row['method']]}{fewer}", row["depth"], f"{middle:.3f} ({low:.3f}–{high:.3f})",
-                f"{float(row['loss']):.3f}", ahead, f"{int(row['num_bytes']) / 1e6:,.0f} MB", row["dropped"],
+                f"{TASKS[task]}, {TITLES[method]}", first["depth"], " ".join(runs), _accuracy(list(runs.values())),
+                f"{fmean(float(row['loss']) for row in runs.values()):.3f}",
+                "" if method == "full" else _ahead(runs, cells.get((task, "full"), {})),
+                f"{int(first['num_bytes']) / 1e6:,.0f} MB", "; ".join(dict.fromkeys(row["dropped"] for row in runs.values())),
             ]
         )  # fmt: skip
     return found
+
+
+def _accuracy(rows: list[dict]) -> str:
+    """That of the one run with the interval that its examples give, or the mean and each."""
+    each = [float(row["accuracy"]) for row in rows]
+    if len(each) > 1:
+        return f"{fmean(each):.3f} ({', '.join(f'{value:.3f}' for value in each)})"
+    low, high = wilson_interval(each[0], int(rows[0]["num_examples"]))
+    return f"{each[0]:.3f} ({low:.3f}–{high:.3f})"
+
+
+def _ahead(runs: dict[str, dict], whole: dict[str, dict]) -> str:
+    """Points over full depth with the same seed: the mean, and each where there are several."""
+    each = [
+        100 * (float(row["accuracy"]) - float(whole[seed]["accuracy"])) for seed, row in runs.items() if seed in whole
+    ]
+    if not each:
+        return ""
+    return f"{fmean(each):+.1f}" + (f" ({', '.join(f'{value:+.1f}' for value in each)})" if len(each) > 1 else "")

@@ -533,6 +533,7 @@ TABLES = {
     "machines": machines,
     "speeds": lambda: table(*inference_table.speeds("smollm2-135m")),
     "halves": lambda: table(*inference_table.halves("smollm2-135m")),
+    "halves_1b": lambda: table(*inference_table.halves("llama-1.1b")),
     "fewer_tokens_speeds": lambda: table(*inference_table.fewer_tokens("smollm2-135m, 16384 tokens")),
     "fewer_tokens": fewer_tokens,
     "sublayers": sublayers,
