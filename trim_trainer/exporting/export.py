@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,22 @@ logger = logging.getLogger(__name__)
 TEXTS = ("The capital of France is", "Once upon a time, there was", "def fibonacci(n):\n", "1, 2, 3, 4,")
 NUM_EXAMPLES, NO_TASK = 200, "none"
 MAX_RISE = 1.0  # of the loss on the checkpoint's own continuations, nats per token: beyond, rounding has to be shown
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Writes a checkpoint for a target, and runs what it wrote."""
+
+    target: Target
+    interpreter: Path
+    checkpoint: Path
+    texts: list[list[int]]
+
+    def write(self, folder: Path, weights: str) -> None:
+        self.target.make(self.interpreter, self.checkpoint, folder, weights, self.texts)
+
+    def run(self, folder: Path, how: str = "usual") -> Session:
+        return Session(self.interpreter, self.target.name, folder, how)
 
 
 def export(
@@ -96,9 +113,10 @@ def export(
                 "num_bytes_before": sum((checkpoint / name).stat().st_size for name in shards),
             }
             logger.info("Exporting %s to %s, weights in %s.", model, target.title, weights)
-            target.make(interpreter, checkpoint, made, weights, texts)
+            writer = _Writer(target, interpreter, checkpoint, texts)
+            writer.write(made, weights)
             logger.info("Comparing it with the checkpoint.")
-            report = _compare(source, target, weights, made, interpreter, tokenizer, task, checkpoint, facts)
+            report = _compare(source, writer, weights, made, tokenizer, task, facts)
         history = read_history(source.path, source.revision)
         if history is not None:
             history.save(made)
@@ -153,32 +171,31 @@ def _as_folder(source: Source, tokenizer: PreTrainedTokenizerBase, temporary: Pa
 
 def _compare(
     source: Source,
-    target: Target,
+    writer: _Writer,
     weights: str,
     made: Path,
-    interpreter: Path,
     tokenizer,
     task: Task | None,
-    checkpoint: Path,
     facts: dict[str, Any],
 ) -> ExportReport:
     """Compare what was made with its checkpoint, and report that with the facts that are known."""
+    target = writer.target
     loaded = source.load_model("float32").to(default_device()).eval()
     examples = [] if task is None else task.examples(source.load_processing_class())
     prompts = [tokenizer(text)["input_ids"] for text in TEXTS]
     prompts += [list(example.prompt_ids) for example in examples[:NUM_PROMPTS]]
     prompts = [ids for ids in prompts if ids]
-    with Session(interpreter, target.name, made, "exact" if weights == target.exact else "usual") as session:
+    with writer.run(made, "exact" if weights == target.exact else "usual") as session:
         agreement, versions = compare_tokens(loaded, session, prompts), session.versions
     exact = None
     if weights == target.exact:
         _check_tokens(agreement, target)
     elif agreement.loss_after - agreement.loss_before > MAX_RISE:
-        exact = _check_rounding(agreement, target, weights, made, interpreter, checkpoint, loaded, prompts)
+        exact = _check_rounding(agreement, writer, weights, made, loaded, prompts)
     before = after = None
     if examples:
         before = measure_quality(loaded, examples, choose_layout(loaded, examples))
-        with Session(interpreter, target.name, made) as session:  # as it is served
+        with writer.run(made) as session:  # as it is served
             after = measure_exported(session, examples)
     return ExportReport(
         target=target.name,
@@ -206,14 +223,7 @@ def _check_tokens(agreement: Agreement, target: Target) -> None:
 
 
 def _check_rounding(
-    agreement: Agreement,
-    target: Target,
-    weights: str,
-    made: Path,
-    interpreter: Path,
-    checkpoint: Path,
-    loaded,
-    prompts,
+    agreement: Agreement, writer: _Writer, weights: str, made: Path, loaded, prompts: list[list[int]]
 ) -> Agreement:
     """Check that a high loss comes from fewer bits: in single precision, every token has to be that of the checkpoint.
 
@@ -223,6 +233,7 @@ def _check_rounding(
     Raises:
         ExportError: it does not, or the target knows no single precision.
     """
+    target = writer.target
     rise = (
         f"{target.title} with weights in {weights}: the loss on what the checkpoint goes on with rises by "
         f"{agreement.loss_after - agreement.loss_before:.1f} nats per token, more than rounding mostly does ({MAX_RISE:g})"
@@ -232,8 +243,8 @@ def _check_rounding(
     logger.info("%s. Exporting it in %s as well, to see whether rounding is the cause.", rise, target.exact)
     with tempfile.TemporaryDirectory(dir=made.parent) as temporary:
         folder = Path(temporary) / made.name
-        target.make(interpreter, checkpoint, folder, target.exact, [])
-        with Session(interpreter, target.name, folder, "exact") as session:
+        writer.write(folder, target.exact)
+        with writer.run(folder, "exact") as session:
             exact = compare_tokens(loaded, session, prompts)
     if not exact.is_equal:
         raise ExportError(
