@@ -299,7 +299,7 @@ def test_the_page_of_results_has_the_tables_of_its_runs(monkeypatch):
         "sublayers": sublayers,
         "fewer_tokens": vocabulary,
     }
-    shown |= dict.fromkeys(("speeds", "halves", "fewer_tokens_speeds"), faster)
+    shown |= dict.fromkeys(("speeds", "halves", "halves_1b", "fewer_tokens_speeds"), faster)
     assert all(f"<!-- table: {name} -->\n| " in page for name, page in shown.items())
 
 
