@@ -8,27 +8,36 @@ from trim_trainer.comparison.methods import METHODS
 from trim_trainer.records.statistics import wilson_interval
 
 TASKS = {"fpb": "news", "medmcqa_subject": "medicine", "cuad_yesno": "law"}
-TITLES = {name: method.title for name, method in METHODS.items()} | {"progressive": "**the default**"}
+# A method, and whether its rate rises as layers go.
+TITLES = {(name, ""): method.title for name, method in METHODS.items()}
+TITLES |= {("progressive", "True"): "**the default**", ("progressive", ""): "the default, at the rate as it is"}
+FULL = ("full", "")
 
 
 def lines() -> list[list[str]]:
     """A line for each method on a task, over its seeds."""
     found = [["", "layers", "seeds", "accuracy", "loss", "points over full depth", "bytes", "layers that went"]]
-    cells: dict[tuple[str, str], dict[str, dict]] = {}  # task and method -> seed -> row
+    cells: dict[tuple[str, tuple[str, str]], dict[str, dict]] = {}  # task, method and rate -> seed -> row
     for row in sorted(read("gemma.csv"), key=lambda row: row["seed"]):
-        cells.setdefault((row["dataset_name"], row["method"]), {})[row["seed"]] = row
-    for task, method in sorted(cells, key=lambda cell: (list(TASKS).index(cell[0]), list(TITLES).index(cell[1]))):
+        method = row["method"], row["scale_learning_rate"]
+        cells.setdefault((row["dataset_name"], method), {})[row["seed"]] = row
+    for task, method in sorted(cells, key=_place):
         runs = cells[task, method]
         first = next(iter(runs.values()))
         found.append(
             [
                 f"{TASKS[task]}, {TITLES[method]}", first["depth"], " ".join(runs), _accuracy(list(runs.values())),
                 f"{fmean(float(row['loss']) for row in runs.values()):.3f}",
-                "" if method == "full" else _ahead(runs, cells.get((task, "full"), {})),
+                "" if method == FULL else _ahead(runs, cells.get((task, FULL), {})),
                 f"{int(first['num_bytes']) / 1e6:,.0f} MB", "; ".join(dict.fromkeys(row["dropped"] for row in runs.values())),
             ]
         )  # fmt: skip
     return found
+
+
+def _place(cell: tuple[str, tuple[str, str]]) -> tuple[int, int, bool]:
+    task, (method, rises) = cell
+    return list(TASKS).index(task), list(METHODS).index(method), not rises
 
 
 def _accuracy(rows: list[dict]) -> str:
