@@ -146,7 +146,7 @@ DROP = ("drop", "model", "--output", "dropped", "--layers")
         (("train", "--config", "template.yaml"), ("no Jinja template",)),
         # models
         (("drop", "org/nowhere", "--layers", "1", "--output", "dropped"), ("`model` 'org/nowhere'", "traffic has been disabled")),
-        ((*TRAIN, "--model_name_or_path", "nothing"), ("'nothing'", "model_type")),
+        ((*TRAIN, "--model_name_or_path", "nothing"), ("the folder 'nothing' has no config.json",)),
         ((*TRAIN, "--model_name_or_path", "cut"), ("'cut'", "invalid header length")),
         ((*TRAIN, "--model_name_or_path", "other-shape"), ("'other-shape'", "other shapes than its config.json")),
         (("scan", "cut", "--data", "data.jsonl"), ("'cut'", "invalid header length")),
