@@ -46,8 +46,8 @@ class ExportReport:
         after: Quality of what was exported.
         versions: Packages that wrote and ran it, and their versions.
         files: SHA-256 of each file of the model.
-        agreement_exact: The same of an export in single precision, made where fewer bits cost so much that it had to be
-            seen whether it is rounding; None: they did not.
+        agreement_exact: Of the greedy continuations of an export in single precision, which is made where fewer bits cost so
+            much that it has to be seen whether that is rounding; None: they did not.
     """
 
     target: str
