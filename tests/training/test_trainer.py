@@ -269,6 +269,14 @@ def test_bad_input_is_refused_before_training(fields, message, make_trainer):
         make_trainer(**fields)
 
 
+def test_a_folder_without_a_model_is_named_with_its_last_checkpoint(make_trainer, tmp_path):
+    (tmp_path / "stopped" / "checkpoint-8").mkdir(parents=True)
+    with pytest.raises(
+        OSError, match="has no config.json, so there is no model in it. Its last checkpoint is '.*checkpoint-8'"
+    ):
+        make_trainer(model=str(tmp_path / "stopped"), target_layers=4)
+
+
 def test_overlapping_sets_are_refused(sets, tokenizer, tmp_path):
     train, evaluation, _ = sets
     args = TrimConfig(output_dir=str(tmp_path), target_layers=4, **TRAINING)

@@ -115,7 +115,7 @@ class Source:
         """Load the config alone."""
         with loading(self.path):
             whole = self.with_adapter()
-            _check_folder(Path(whole.path))
+            check_folder(Path(whole.path))
             return AutoConfig.from_pretrained(whole.path, **whole.options)
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
@@ -196,8 +196,12 @@ def default_device() -> str:
     return str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
 
 
-def _check_folder(folder: Path) -> None:
-    """Raise a FileNotFoundError for a folder without a model, such as that of a run that goes on; Transformers says less."""
+def check_folder(folder: Path) -> None:
+    """Check that a folder, if it is one, has a model in it; Transformers says less.
+
+    Raises:
+        FileNotFoundError: it has none, as that of a run that goes on, whose last checkpoint is named.
+    """
     if not folder.is_dir() or (folder / CONFIG_NAME).is_file():
         return
     last = get_last_checkpoint(folder)
