@@ -1,6 +1,7 @@
 """The second model: Gemma 3 270M by the default, next to full depth and controls, from docs/gemma.csv."""
 
 from statistics import fmean
+from typing import NamedTuple
 
 from csv_rows import read
 
@@ -8,36 +9,86 @@ from trim_trainer.comparison.methods import METHODS
 from trim_trainer.records.statistics import wilson_interval
 
 TASKS = {"fpb": "news", "medmcqa_subject": "medicine", "cuad_yesno": "law"}
-# A method, and whether its rate rises as layers go.
-TITLES = {(name, ""): method.title for name, method in METHODS.items()}
-TITLES |= {("progressive", "True"): "**the default**", ("progressive", ""): "the default, at the rate as it is"}
-FULL = ("full", "")
+# Runs that are not by the default, by what they say.
+DIFFERENT = {
+    "one layer at a time": {"layers_per_trim": "1"},
+    "first steps": {"trim_steps": "1"},
+    "at the rate as it is": {"scale_learning_rate": ""},
+}
+HEADER = [
+    "",
+    "rate",
+    "layers",
+    "seeds",
+    "accuracy",
+    "loss",
+    "points over full depth at its best rate",
+    "layers that went",
+]
+
+
+class Cell(NamedTuple):
+    """What one line of the table says: a method on a task, at a rate."""
+
+    task: str
+    method: str
+    is_default: bool  # but for the rate of the run
+    title: str
+    rate: str
+
+    @classmethod
+    def of(cls, row: dict) -> "Cell":
+        """That of a run."""
+        place = row["dataset_name"], row["method"]
+        if row["method"] != "progressive":
+            return cls(*place, False, METHODS[row["method"]].title, row["learning_rate"])
+        differs = [title for title, fields in DIFFERENT.items() if row.items() >= fields.items()]
+        title = ", ".join(["the default", *differs]) if differs else "**the default**"
+        return cls(*place, not differs, title, row["learning_rate"])
+
+    @property
+    def place(self) -> tuple:
+        """By which lines are sorted."""
+        return (
+            list(TASKS).index(self.task),
+            list(METHODS).index(self.method),
+            not self.is_default,
+            self.title,
+            -float(self.rate),
+        )
 
 
 def lines() -> list[list[str]]:
-    """A line for each method on a task, over its seeds."""
-    found = [["", "layers", "seeds", "accuracy", "loss", "points over full depth", "bytes", "layers that went"]]
-    cells: dict[tuple[str, tuple[str, str]], dict[str, dict]] = {}  # task, method and rate -> seed -> row
+    """A line for each method on a task and its rate, over its seeds."""
+    found = [HEADER]
+    cells: dict[Cell, dict[str, dict]] = {}  # -> seed -> row
     for row in sorted(read("gemma.csv"), key=lambda row: row["seed"]):
-        method = row["method"], row["scale_learning_rate"]
-        cells.setdefault((row["dataset_name"], method), {})[row["seed"]] = row
-    for task, method in sorted(cells, key=_place):
-        runs = cells[task, method]
-        first = next(iter(runs.values()))
+        cells.setdefault(Cell.of(row), {})[row["seed"]] = row
+    for cell in sorted(cells, key=lambda cell: cell.place):
+        runs = list(cells[cell].values())
         found.append(
             [
-                f"{TASKS[task]}, {TITLES[method]}", first["depth"], " ".join(runs), _accuracy(list(runs.values())),
-                f"{fmean(float(row['loss']) for row in runs.values()):.3f}",
-                "" if method == FULL else _ahead(runs, cells.get((task, FULL), {})),
-                f"{int(first['num_bytes']) / 1e6:,.0f} MB", "; ".join(dict.fromkeys(row["dropped"] for row in runs.values())),
+                f"{TASKS[cell.task]}, {cell.title}",
+                f"{float(cell.rate):.0e}".replace("e-0", "e-"),
+                runs[0]["depth"],
+                " ".join(cells[cell]),
+                _accuracy(runs),
+                f"{fmean(float(row['loss']) for row in runs):.3f}",
+                "" if cell.method == "full" else _ahead(cells[cell], _best_whole(cells, cell.task)),
+                "; ".join(dict.fromkeys(row["dropped"] for row in runs)),
             ]
-        )  # fmt: skip
+        )
     return found
 
 
-def _place(cell: tuple[str, tuple[str, str]]) -> tuple[int, int, bool]:
-    task, (method, rises) = cell
-    return list(TASKS).index(task), list(METHODS).index(method), not rises
+def _best_whole(cells: dict[Cell, dict[str, dict]], task: str) -> dict[str, dict]:
+    """Full depth at its best rate: that of the highest mean accuracy, of equal ones that of the lowest loss."""
+    whole = [list(runs.items()) for cell, runs in cells.items() if (cell.task, cell.method) == (task, "full")]
+
+    def quality(runs: list[tuple[str, dict]]) -> tuple[float, float]:
+        return fmean(float(row["accuracy"]) for _, row in runs), -fmean(float(row["loss"]) for _, row in runs)
+
+    return dict(max(whole, key=quality, default=()))
 
 
 def _accuracy(rows: list[dict]) -> str:

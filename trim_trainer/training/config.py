@@ -149,7 +149,8 @@ class TrimConfig(SFTConfig):
         default=True,
         metadata={
             "help": "Whether the learning rate rises as layers go, times the layers of the untrimmed model over those that "
-            "are left: `learning_rate` is that of full depth. Not with schedules that follow the loss."
+            "are left: `learning_rate` is that of full depth, the lowest of those that are as good there. Not with schedules that "
+            "follow the loss."
         },
     )
     max_metric_drop: float | None = field(
