@@ -1,5 +1,6 @@
 """The second model: Gemma 3 270M by the default, next to full depth and controls, from docs/gemma.csv."""
 
+from collections.abc import Iterable
 from statistics import fmean
 from typing import NamedTuple
 
@@ -32,30 +33,28 @@ class Cell(NamedTuple):
 
     task: str
     method: str
-    is_default: bool  # but for the rate of the run
-    title: str
+    differs: tuple[str, ...]  # from the default, where the method is that
     rate: str
 
     @classmethod
     def of(cls, row: dict) -> "Cell":
         """That of a run."""
-        place = row["dataset_name"], row["method"]
-        if row["method"] != "progressive":
-            return cls(*place, False, METHODS[row["method"]].title, row["learning_rate"])
-        differs = [title for title, fields in DIFFERENT.items() if row.items() >= fields.items()]
-        title = ", ".join(["the default", *differs]) if differs else "**the default**"
-        return cls(*place, not differs, title, row["learning_rate"])
+        differs = tuple(title for title, fields in DIFFERENT.items() if row.items() >= fields.items())
+        method = row["method"]
+        return cls(row["dataset_name"], method, differs if method == "progressive" else (), row["learning_rate"])
+
+    @property
+    def title(self) -> str:
+        """The task, and the method in words."""
+        method = METHODS[self.method].title
+        if self.method == "progressive":
+            method = ", ".join(["the default", *self.differs]) if self.differs else "**the default**"
+        return f"{TASKS[self.task]}, {method}"
 
     @property
     def place(self) -> tuple:
         """By which lines are sorted."""
-        return (
-            list(TASKS).index(self.task),
-            list(METHODS).index(self.method),
-            not self.is_default,
-            self.title,
-            -float(self.rate),
-        )
+        return list(TASKS).index(self.task), list(METHODS).index(self.method), self.differs, -float(self.rate)
 
 
 def lines() -> list[list[str]]:
@@ -68,12 +67,12 @@ def lines() -> list[list[str]]:
         runs = list(cells[cell].values())
         found.append(
             [
-                f"{TASKS[cell.task]}, {cell.title}",
+                cell.title,
                 f"{float(cell.rate):.0e}".replace("e-0", "e-"),
                 runs[0]["depth"],
                 " ".join(cells[cell]),
                 _accuracy(runs),
-                f"{fmean(float(row['loss']) for row in runs):.3f}",
+                f"{_mean(runs, 'loss'):.3f}",
                 "" if cell.method == "full" else _ahead(cells[cell], _best_whole(cells, cell.task)),
                 "; ".join(dict.fromkeys(row["dropped"] for row in runs)),
             ]
@@ -83,12 +82,16 @@ def lines() -> list[list[str]]:
 
 def _best_whole(cells: dict[Cell, dict[str, dict]], task: str) -> dict[str, dict]:
     """Full depth at its best rate: that of the highest mean accuracy, of equal ones that of the lowest loss."""
-    whole = [list(runs.items()) for cell, runs in cells.items() if (cell.task, cell.method) == (task, "full")]
+    whole = [runs for cell, runs in cells.items() if (cell.task, cell.method) == (task, "full")]
 
-    def quality(runs: list[tuple[str, dict]]) -> tuple[float, float]:
-        return fmean(float(row["accuracy"]) for _, row in runs), -fmean(float(row["loss"]) for _, row in runs)
+    def quality(runs: dict[str, dict]) -> tuple[float, float]:
+        return _mean(runs.values(), "accuracy"), -_mean(runs.values(), "loss")
 
-    return dict(max(whole, key=quality, default=()))
+    return max(whole, key=quality, default={})
+
+
+def _mean(rows: Iterable[dict], name: str) -> float:
+    return fmean(float(row[name]) for row in rows)
 
 
 def _accuracy(rows: list[dict]) -> str:

@@ -115,8 +115,7 @@ class Source:
         """Load the config alone."""
         with loading(self.path):
             whole = self.with_adapter()
-            check_folder(Path(whole.path))
-            return AutoConfig.from_pretrained(whole.path, **whole.options)
+            return read_config(whole.path, **whole.options)
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer."""
@@ -196,12 +195,17 @@ def default_device() -> str:
     return str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
 
 
-def check_folder(folder: Path) -> None:
-    """Check that a folder, if it is one, has a model in it; Transformers says less.
+def read_config(path: str, **options) -> PretrainedConfig:
+    """Load a config as `AutoConfig` does; of a folder without a model Transformers says less.
 
     Raises:
-        FileNotFoundError: it has none, as that of a run that goes on, whose last checkpoint is named.
+        FileNotFoundError: the folder has none, as that of a run that goes on, whose last checkpoint is named.
     """
+    _check_folder(Path(path))
+    return AutoConfig.from_pretrained(path, **options)
+
+
+def _check_folder(folder: Path) -> None:
     if not folder.is_dir() or (folder / CONFIG_NAME).is_file():
         return
     last = get_last_checkpoint(folder)

@@ -10,14 +10,14 @@ from typing import Any
 from accelerate.utils import is_peft_model, parse_flag_from_env
 from datasets import Dataset, IterableDataset
 from torch.distributed.fsdp import FSDPModule
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..architectures.configs import num_layers
 from ..architectures.halves import find_halves
 from ..architectures.modules import find_layers
 from ..architectures.table import find_architecture
-from ..checkpoints.loading import check_folder, loading
+from ..checkpoints.loading import loading, read_config
 from ..data.choices import CalibrationError, check_choices
 from ..data.splits import NUM_STREAM_ROWS, RowKey, check_disjoint, draw_rows, first_rows, hold_out
 from ..importance.unit import SUBLAYER
@@ -85,8 +85,7 @@ def _check_reachable(config: PretrainedConfig, depth: int, target: int, protecte
 def _load_config(model: str, args: TrimConfig) -> PretrainedConfig:
     options = {key: value for key, value in (args.model_init_kwargs or {}).items() if key in ("revision", "cache_dir")}
     with loading(model):
-        check_folder(Path(model))
-        return AutoConfig.from_pretrained(model, trust_remote_code=args.trust_remote_code, **options)
+        return read_config(model, trust_remote_code=args.trust_remote_code, **options)
 
 
 def _check_settings(args: TrimConfig, peft_config) -> None:
