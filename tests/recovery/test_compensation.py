@@ -283,10 +283,8 @@ def test_what_cannot_go_together_is_refused(fields, message, sets, tmp_path):
 
 
 def test_an_architecture_that_cannot_is_refused_before_training(sets, tmp_path):
-    trainer = make_trainer(sets, tmp_path, model=zoo.make("mixtral"))
     with pytest.raises(UnsupportedArchitectureError, match="Mixtral"):
-        trainer.train()
-    assert trainer.state.global_step == 0
+        make_trainer(sets, tmp_path, model=zoo.make("mixtral"))
 
 
 @pytest.mark.parametrize("layout", ["staggered", "one by one"])

@@ -1,10 +1,15 @@
 """The rate rises as layers go."""
 
+import logging
+
 import pytest
 import torch
+from peft import LoraConfig
 from tiny import make_model
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
+
+from trim_trainer.architectures.modules import find_layers
 
 SETTINGS = {"target_layers": 3, "trim_steps": 3, "layers_per_trim": 1, "importance": "tail", "max_steps": 12}
 
@@ -16,7 +21,7 @@ class Rates(TrainerCallback):
         self.seen = []
 
     def on_pre_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
-        self.seen.append((optimizer.param_groups[0]["lr"], len(model.model.layers)))
+        self.seen.append((optimizer.param_groups[0]["lr"], len(find_layers(model))))
 
 
 def rates_of(trainer, **resumed):
@@ -48,6 +53,26 @@ def test_the_rate_is_that_of_full_depth_times_the_layers_that_were_over_those_th
 def test_it_stays_that_of_full_depth_if_asked_to(make_trainer):
     seen = rates_of(make_trainer(**SETTINGS, lr_scheduler_type="linear", warmup_steps=2, scale_learning_rate=False))
     assert [rate for rate, _ in seen] == usual_rates(make_trainer, "linear")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields", "factor"),
+    [
+        ("llama", {"peft_config": LoraConfig(target_modules="all-linear")}, 2),
+        ("llama", {"compensation_size": 0}, 2),
+        ("gemma3_text", {}, 1),  # a norm stands behind what a layer adds
+        ("gpt2", {}, 2),
+        ("gemma3_text", {"scale_learning_rate": True}, 2),
+    ],
+)
+def test_left_open_it_rises_where_what_a_layer_adds_reaches_the_state_as_it_is(
+    model_type, fields, factor, make_trainer, caplog
+):
+    fields = {"lr_scheduler_type": "constant", "learning_rate": 1e-4} | fields
+    with caplog.at_level(logging.INFO, "trim_trainer"):
+        seen = rates_of(make_trainer(model=make_model(model_type), **SETTINGS, **fields))
+    assert (seen[0], seen[-1]) == ((1e-4, 6), (pytest.approx(factor * 1e-4), 3))
+    assert ("The learning rate stays as it is" in caplog.text) == (factor == 1)
 
 
 def test_a_resumed_run_has_the_rates_of_one_that_was_not_stopped(make_trainer, tmp_path):

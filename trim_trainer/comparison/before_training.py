@@ -7,7 +7,8 @@ from ..importance.criteria import criterion_name
 from ..importance.unit import SUBLAYER
 from ..records.history import TrimHistory
 from ..recovery.quality_floor import QualityFloor
-from ..training.compensating import choose_compensation_size
+from ..surgery.cpu_kernels import keep_order
+from ..training.compensating import choose_compensation_size, why_none_takes_over
 from ..training.protection import choose_protected_layers
 from ..training.sparse_update import choose_trained_layers, freeze_all_but
 from ..training.trainer import TrimTrainer
@@ -36,7 +37,9 @@ def drop_before_training(trainer: TrimTrainer, method: Method, calibration, dept
         trainer.model.config.get_text_config().num_hidden_layers,
     )
     examples = trainer.tokenize_examples(calibration)
-    trainer.compensation_size = choose_compensation_size(trainer, examples) if method.compensates else 0
+    keep_order(trainer.model)
+    if method.compensates:
+        trainer.compensation_size = choose_compensation_size(trainer, why_none_takes_over(trainer, examples))
     if method is METHODS["tail_compensated"] and trainer.compensation_size == 0:
         raise ValueError(
             "`--methods` contains tail_compensated, but this run cannot compensate: it would be tail again."

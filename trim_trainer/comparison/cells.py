@@ -165,7 +165,7 @@ def _chosen(trimming: Trimming, trainer) -> dict[str, Any]:
         "calibration_metric": history.calibration_metric,
         "calibration_size": history.calibration_size,
         "compensation_size": trainer.compensation_size,
-        "scale_learning_rate": trainer.trimming is not None and trainer.args.scale_learning_rate,
+        "scale_learning_rate": trainer.scales_learning_rate,
         "layers_per_trim": settings.layers_per_trim,
         "protected_layers": list(settings.protected_layers),
     }

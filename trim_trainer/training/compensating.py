@@ -10,6 +10,7 @@ from ..data.metrics import scored_by
 from ..data.preparation import read_rows
 from ..data.splits import draw_rows
 from ..data.tokens import score_rows
+from ..scoring.processes import from_main
 from ..scoring.projection import check_compensation
 from ..surgery.drop import is_quantized
 
@@ -18,15 +19,34 @@ logger = logging.getLogger(__name__)
 COMPENSATION_SIZE = 64  # examples, where the config leaves it open
 
 
-def choose_compensation_size(trainer, examples: list[ScoredExample]) -> int:
+def why_none_takes_over(trainer, examples: list[ScoredExample]) -> str | None:
+    """Say why a layer of the model could not return what those behind it add, whatever the settings; None: each could.
+
+    The main process looks, since FSDP may load the weights there alone.
+
+    Args:
+        trainer: A `TrimTrainer`.
+        examples: Its calibration set, on the shortest of which it is tried.
+    """
+    why = None
+    if trainer.accelerator.is_main_process:
+        try:
+            check_compensation(trainer.causal_lm, min(examples, key=lambda example: example.num_tokens))
+        except UnsupportedArchitectureError as error:
+            why = str(error)
+    return from_main(why)
+
+
+def choose_compensation_size(trainer, unable: str | None) -> int:
     """Examples on which layers in front of dropped ones take over: as the config says, or the usual number where it can be.
 
     Args:
         trainer: A `TrimTrainer`.
-        examples: Its calibration set, on one of which it is tried whether the layers of the model can.
+        unable: Why a layer of its model could not, see `why_none_takes_over`.
 
     Raises:
         ValueError: the config asks for it, and the run cannot.
+        UnsupportedArchitectureError: the config asks for it, and the model cannot.
     """
     asked, why = trainer.args.compensation_size, why_not_compensated(trainer)
     if asked == 0:
@@ -34,14 +54,11 @@ def choose_compensation_size(trainer, examples: list[ScoredExample]) -> int:
     if asked is not None:
         if why is not None:
             raise ValueError(f"`compensation_size` is {asked}, {why}. Set it to 0.")
+        if unable is not None:
+            raise UnsupportedArchitectureError(unable)
         return asked
-    if why is None:
-        try:
-            check_compensation(trainer.causal_lm, min(examples, key=lambda example: example.num_tokens))
-        except UnsupportedArchitectureError as error:
-            why = f"because {error}"
-    if why is not None:
-        logger.info("No layer takes over what dropped ones added, %s", why)
+    if why is not None or unable is not None:
+        logger.info("No layer takes over what dropped ones added, %s", why or f"because {unable}")
         return 0
     return COMPENSATION_SIZE
 
@@ -62,14 +79,8 @@ def why_not_compensated(trainer) -> str | None:
 
 
 def draw_compensation_examples(trainer) -> list[ScoredExample]:
-    """Draw `compensation_size` examples of the training set of a `TrimTrainer`, as it trains on them.
-
-    Raises:
-        UnsupportedArchitectureError: the layers of the model cannot.
-    """
+    """Draw `compensation_size` examples of the training set of a `TrimTrainer`, as it trains on them."""
     args = trainer.args
     rows = read_rows(draw_rows(trainer.train_dataset, trainer.compensation_size, args.seed))
     is_prepared = all("input_ids" in row for row in rows)  # unless the run leaves it to the collator
-    examples = scored_by("loss", score_rows(rows, list if is_prepared else trainer.prepare_rows, args.max_length))
-    check_compensation(trainer.causal_lm, min(examples, key=lambda example: example.num_tokens))
-    return examples
+    return scored_by("loss", score_rows(rows, list if is_prepared else trainer.prepare_rows, args.max_length))

@@ -145,12 +145,13 @@ class TrimConfig(SFTConfig):
             "else 0."
         },
     )
-    scale_learning_rate: bool = field(
-        default=True,
+    scale_learning_rate: bool | None = field(
+        default=None,
         metadata={
             "help": "Whether the learning rate rises as layers go, times the layers of the untrimmed model over those that "
-            "are left: `learning_rate` is that of full depth, the lowest of those that are as good there. Not with schedules that "
-            "follow the loss."
+            "are left: `learning_rate` is that of full depth, the lowest of those that are as good there. None: it does, unless a "
+            "norm or experts stand between what a layer adds and the hidden state, as in Gemma 2 and 3 or OLMo 2. Not with "
+            "schedules that follow the loss."
         },
     )
     max_metric_drop: float | None = field(

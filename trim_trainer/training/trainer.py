@@ -45,12 +45,12 @@ from .checks import (
     check_sharded,
     split_calibration,
 )
-from .compensating import choose_compensation_size, draw_compensation_examples
+from .compensating import choose_compensation_size, draw_compensation_examples, why_none_takes_over
 from .config import TrimConfig
 from .ending import how_it_ended, under_way
 from .evaluation_sets import EvaluationSets
 from .hooks import HookedTrainer, TrimCallback
-from .learning_rate import follow_depth
+from .learning_rate import choose_scaling, follow_depth
 from .loss import can_select_positions, selected_loss
 from .measuring import measure_run, measure_trimmed
 from .members import heal_members, keep_end, say_members
@@ -89,6 +89,7 @@ class TrimTrainer(HookedTrainer):
     trimming: Trimming | None = None  # None: this run drops nothing
     teacher: Teacher | None = None
     compensation_size = 0  # training examples on which layers in front of dropped ones take over
+    scales_learning_rate = False  # the rate rises as layers go
     frozen: FrozenWeights | None = None  # what a quantized base model was when the run began
     schedule: TrimSchedule | None = None  # None: nothing is planned yet
     has_begun = False  # to train: the plan is made, and was not refused
@@ -135,11 +136,13 @@ class TrimTrainer(HookedTrainer):
         if is_peft_model(self.model):
             check_adapters(self.model, args.merge_adapter)
         examples = self.tokenize_examples(calibration_dataset)
-        self.compensation_size = choose_compensation_size(self, examples)
+        keep_order(self.model)
+        unable = why_none_takes_over(self, examples)
+        self.compensation_size = choose_compensation_size(self, unable)
+        self.scales_learning_rate = choose_scaling(args.scale_learning_rate, unable)
         self.evaluation_sets = EvaluationSets(self, eval_dataset)
         self.untrimmed_config: PretrainedConfig = copy.deepcopy(self.causal_lm.config)
         self._stored_dtype = stored_dtype(self.untrimmed_config, (args.model_init_kwargs or {}).get("cache_dir"))
-        keep_order(self.model)
         self.frozen = frozen_weights_of(self)
         vocabulary = None if smaller is None else smaller.record
         self.trimming = make_trimming(self, examples, importance or args.importance, (num_layers, target), vocabulary)
@@ -243,10 +246,10 @@ class TrimTrainer(HookedTrainer):
         self.trimming.choose_trained()
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
-        """Make that of SFTTrainer, whose rate follows the depth if `scale_learning_rate`; not one that the script brought."""
+        """Make that of SFTTrainer, whose rate follows the depth if it is to; not one that the script brought."""
         is_own = self.lr_scheduler is None
         scheduler = super().create_scheduler(num_training_steps, optimizer)
-        if is_own and self.trimming is not None and self.args.scale_learning_rate:
+        if is_own and self.scales_learning_rate:
             follow_depth(scheduler, lambda: self.history.num_layers / self.history.depth)
         return scheduler
 
@@ -306,11 +309,7 @@ class TrimTrainer(HookedTrainer):
 
     @cached_property
     def compensation(self) -> Compensation | None:
-        """How layers in front of dropped ones take over what they added; None: nothing does.
-
-        Raises:
-            UnsupportedArchitectureError: the layers of the model cannot.
-        """
+        """How layers in front of dropped ones take over what they added; None: nothing does."""
         if self.compensation_size == 0:
             return None
         examples = draw_compensation_examples(self)
