@@ -20,7 +20,7 @@ from trim_trainer.training.schedule import plan_schedule
 SETTINGS = (
     "dataset_name", "max_train_samples", "num_train_epochs", "per_device_train_batch_size", "importance", "layers_per_trim",
     "trim_steps", "trim_delay", "protected_layers", "calibration_size", "compensation_size",
-    "scale_learning_rate", "distill_from", "vocab_size",
+    "scale_learning_rate", "distill_from", "vocab_size", "use_peft",
 )  # fmt: skip
 MEASURED = (
     "train_seconds", "calibration_seconds", "num_train_tokens", "train_peak_bytes", "num_bytes", "decode_tokens_per_second",

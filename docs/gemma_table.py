@@ -14,7 +14,7 @@ TASKS = {"fpb": "news", "medmcqa_subject": "medicine", "cuad_yesno": "law"}
 DIFFERENT = {
     "one layer at a time": {"layers_per_trim": "1"},
     "first steps": {"trim_steps": "1"},
-    "at the rate as it is": {"scale_learning_rate": ""},
+    "the rate rises": {"scale_learning_rate": "True"},
 }
 HEADER = [
     "",

@@ -31,6 +31,7 @@ PAGES = (
     Path(__file__).parent / "pages" / "faster.md",
     Path(__file__).parent / "pages" / "sublayers.md",
     Path(__file__).parent / "pages" / "vocabulary.md",
+    Path(__file__).parent / "pages" / "adapters.md",
     Path(__file__).parent.with_name("README.md"),
 )
 TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
@@ -88,6 +89,7 @@ class Setting:
     criterion: str = "sensitivity"
     scales_rate: bool = False  # times the layers that were over those that are left
     num_tokens: int | None = None  # that stay; None: all
+    adapts: bool = False  # a LoRA adapter trains, in place of all parameters
 
     @property
     def is_progressive(self) -> bool:
@@ -113,7 +115,7 @@ class Setting:
         settings = (run["dataset_name"], run["max_train_samples"], run["num_train_epochs"])
         if settings != tuple(map(str, (task.data, task.samples, task.epochs))) or run.get("num_steps"):
             return False
-        if not 0 <= task.num_examples - int(run["num_examples"]) <= task.lost:
+        if not 0 <= task.num_examples - int(run["num_examples"]) <= task.lost or bool(run["use_peft"]) != self.adapts:
             return False
         if (run["method"], int(run["depth"]), float(run["learning_rate"])) != (self.method, depth, self.rate):
             return False
@@ -238,12 +240,12 @@ def mean(runs: dict, name: str = "accuracy") -> float:
 
 
 def points(runs: dict, others: dict) -> str:
-    """How many points of accuracy are between two lines, paired by machine and seed; with a star by seed alone."""
-    if shared := runs.keys() & others.keys():
-        star, pairs = "", by_seed({key: accuracy(runs[key]) - accuracy(others[key]) for key in shared})
-    else:
-        star, one, other = "*", seeds_of(runs), seeds_of(others)
-        pairs = {seed: one[seed] - other[seed] for seed in one if seed in other}
+    """How many points of accuracy are between two lines, paired by machine and seed; with a star by seed alone, if that is more."""
+    star, one, other = "*", seeds_of(runs), seeds_of(others)
+    pairs = {seed: one[seed] - other[seed] for seed in one if seed in other}
+    shared = runs.keys() & others.keys()
+    if len(on_one := by_seed({key: accuracy(runs[key]) - accuracy(others[key]) for key in shared})) == len(pairs):
+        star, pairs = "", on_one
     if not pairs:
         return ""
     middle, low, high = students_t([100 * pair for pair in pairs.values()])
@@ -346,10 +348,23 @@ def summary() -> str:
 
 
 def headline() -> str:
+    """Half of the layers, and fewer, by the default, next to full depth and to the last layers at once."""
+    depths = (15, 12)
+    heads = ((f"{depth} layers", "points over full depth", "last layers at once") for depth in depths)
+    lines = [["by the default", "full depth", *(head for each in heads for head in each)]]
+    for task in (NEWS, MEDICINE):
+        full, line = best_full(task), []
+        for depth in depths:
+            runs, at_once = DEFAULT.runs(task, depth), replace(TAIL, rate=task.rate).runs(task, depth)
+            line += [f"{mean(runs):.3f}", points(runs, full), f"{mean(at_once):.3f}"]
+        lines.append([task.title, f"{mean(full):.3f}", *line])
+    return table(*lines)
+
+
+def by_hand() -> str:
     """Half of the layers: the best progressive row of three seeds or more, next to full depth and to the last layers at once."""
-    lines = [
-        ["", "full depth", "trimmed, 15 layers", "points over full depth", "last layers at once", "points over those"]
-    ]
+    lines = [["picked by hand", "full depth", "15 layers", "points over full depth"]]
+    lines[0] += ["last layers at once", "points over those"]
     for task in TASKS:
         full, (_, best) = best_full(task), best_progressive(task, 15)
         at_once = replace(TAIL, rate=task.rate).runs(task, 15)
@@ -433,6 +448,22 @@ def sublayers() -> str:
     """Layers and seams among what can go, next to layers alone, by the default."""
     both = replace(DEFAULT, method="progressive_sublayers")
     return beside(DEFAULT, both, "layers", "layers and seams")
+
+
+def lora() -> str:
+    """An adapter at full depth, and at half of it by the default, with a rate that rises and one that does not."""
+    default = replace(DEFAULT, title="15 layers, **the default**", rate=1e-3, compensation=0, adapts=True)
+    settings = [
+        Setting("full depth, lr 3e-4", "full", adapts=True),
+        Setting("full depth, lr 1e-3", "full", 1e-3, adapts=True),
+        default,
+        replace(default, title="15 layers, the rate as it is", scales_rate=False),
+    ]
+    lines = [["", "accuracy", "loss", "runs"]]
+    for setting in settings:
+        runs = setting.runs(MEDICINE, 15)
+        lines.append([setting.title, interval(runs), f"{mean(runs, 'loss'):.3f}", str(len(runs))])
+    return table(*lines)
 
 
 def fewer_tokens() -> str:
@@ -521,6 +552,7 @@ def machines() -> str:
 TABLES = {
     "summary": summary,
     "headline": headline,
+    "by_hand": by_hand,
     "news": lambda: controls(NEWS),
     "medicine": lambda: controls(MEDICINE),
     "law": lambda: controls(LAW),
@@ -540,6 +572,7 @@ TABLES = {
     "fewer_tokens_speeds": lambda: table(*inference_table.fewer_tokens("smollm2-135m, 16384 tokens")),
     "fewer_tokens": fewer_tokens,
     "sublayers": sublayers,
+    "lora": lora,
     "frontier": lambda: table(*frontier_table.lines()),
     "second_model": lambda: table(*gemma_table.lines()),
 }

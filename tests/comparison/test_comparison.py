@@ -293,11 +293,12 @@ def test_the_page_of_results_has_the_tables_of_its_runs(monkeypatch):
 
     pages = [page.read_text(encoding="utf-8") for page in PAGES]
     assert pages == [render(page) for page in pages], "run `python docs/generate_results.py`"
-    results, faster, sublayers, vocabulary, readme = pages
+    results, faster, sublayers, vocabulary, adapters, readme = pages
     shown = {name: results for name in TABLES} | {
         "headline": readme,
         "sublayers": sublayers,
         "fewer_tokens": vocabulary,
+        "lora": adapters,
     }
     shown |= dict.fromkeys(("speeds", "halves", "halves_1b", "fewer_tokens_speeds"), faster)
     assert all(f"<!-- table: {name} -->\n| " in page for name, page in shown.items())
