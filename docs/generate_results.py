@@ -491,14 +491,13 @@ def next_to_the_best(title: str, tasks: Iterable[Task], settings: Callable[[int]
     lines = [["", title, "accuracy", "loss", "runs", "best by hand", "points over it", "points over full depth"]]
     for task in tasks:
         known = LAW_SHORT if task == LAW_BRIEF else task  # on a part of the test split, so not to be paired
-        full = best_full(known)
         for depth in DEPTHS:
             other, best = best_progressive(known, depth)
             by_hand = f"{mean(best):.3f} ({other.title.removeprefix('progressive, ')})"
             for setting in settings(depth):
                 if runs := setting.runs(task, depth):
                     cells = [setting.title, interval(runs), f"{mean(runs, 'loss'):.3f}", str(len(runs)), by_hand]
-                    over = ["", ""] if known != task else [points(runs, best), points(runs, full)]
+                    over = [points(runs, best) if known == task else "", points(runs, best_full(task))]
                     lines.append([f"{task.title}, {depth} layers", *cells, *over])
     return table(*lines)
 
