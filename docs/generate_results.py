@@ -202,6 +202,7 @@ def among(depth: int) -> tuple[Setting, ...]:
     raised = replace(constant, title=f"three at a time, lr {higher}", rate=float(higher))
     return (
         DEFAULT,
+        replace(DEFAULT, title="the default, by score", criterion="sensitivity"),
         replace(DEFAULT, title="the default, by score, none protected", criterion="sensitivity", protected=""),
         THREE,
         replace(constant, title="three at a time, lr 1e-4"),
