@@ -17,15 +17,8 @@ DIFFERENT = {
     "the rate rises": {"scale_learning_rate": "True"},
 }
 HEADER = [
-    "",
-    "rate",
-    "layers",
-    "seeds",
-    "accuracy",
-    "loss",
-    "points over full depth at its best rate",
-    "layers that went",
-]
+    "", "rate", "layers", "seeds", "accuracy", "loss", "points over full depth at its best rate", "layers that went",
+]  # fmt: skip
 
 
 class Cell(NamedTuple):

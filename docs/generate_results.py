@@ -115,7 +115,9 @@ class Setting:
         settings = (run["dataset_name"], run["max_train_samples"], run["num_train_epochs"])
         if settings != tuple(map(str, (task.data, task.samples, task.epochs))) or run.get("num_steps"):
             return False
-        if not 0 <= task.num_examples - int(run["num_examples"]) <= task.lost or bool(run["use_peft"]) != self.adapts:
+        if not 0 <= task.num_examples - int(run["num_examples"]) <= task.lost:
+            return False
+        if bool(run["use_peft"]) != self.adapts:
             return False
         if (run["method"], int(run["depth"]), float(run["learning_rate"])) != (self.method, depth, self.rate):
             return False
@@ -351,22 +353,26 @@ def summary() -> str:
 
 def headline() -> str:
     """Half of the layers, and fewer, by the default, next to full depth and to the last layers at once."""
-    depths = (15, 12)
-    heads = ((f"{depth} layers", "points over full depth", "last layers at once") for depth in depths)
-    lines = [["by the default", "full depth", *(head for each in heads for head in each)]]
+    depths, head = (15, 12), ["by the default", "full depth"]
+    for depth in depths:
+        head += [f"{depth} layers", "points over full depth", "last layers at once"]
+    lines = [head]
     for task in (NEWS, MEDICINE):
-        full, line = best_full(task), []
+        full = best_full(task)
+        line = [task.title, f"{mean(full):.3f}"]
         for depth in depths:
             runs, at_once = DEFAULT.runs(task, depth), replace(TAIL, rate=task.rate).runs(task, depth)
             line += [f"{mean(runs):.3f}", points(runs, full), f"{mean(at_once):.3f}"]
-        lines.append([task.title, f"{mean(full):.3f}", *line])
+        lines.append(line)
     return table(*lines)
 
 
 def by_hand() -> str:
     """Half of the layers: the best progressive row of three seeds or more, next to full depth and to the last layers at once."""
-    lines = [["picked by hand", "full depth", "15 layers", "points over full depth"]]
-    lines[0] += ["last layers at once", "points over those"]
+    lines = [
+        ["picked by hand", "full depth", "15 layers", "points over full depth"]
+        + ["last layers at once", "points over those"]
+    ]
     for task in TASKS:
         full, (_, best) = best_full(task), best_progressive(task, 15)
         at_once = replace(TAIL, rate=task.rate).runs(task, 15)

@@ -1,5 +1,7 @@
 """Controls that drop all layers at once, before training: the same algorithm, once, on a model that is not trained yet."""
 
+from functools import partial
+
 from transformers import PreTrainedModel
 
 from ..data.metrics import choose_metric, scored_by
@@ -39,7 +41,7 @@ def drop_before_training(trainer: TrimTrainer, method: Method, calibration, dept
     examples = trainer.tokenize_examples(calibration)
     keep_order(trainer.model)
     if method.compensates:
-        trainer.compensation_size = choose_compensation_size(trainer, why_none_takes_over(trainer, examples))
+        trainer.compensation_size = choose_compensation_size(trainer, partial(why_none_takes_over, trainer, examples))
     if method is METHODS["tail_compensated"] and trainer.compensation_size == 0:
         raise ValueError(
             "`--methods` contains tail_compensated, but this run cannot compensate: it would be tail again."

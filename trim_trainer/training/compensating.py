@@ -1,6 +1,7 @@
 """Whether layers in front of dropped ones take over what those added, and on which examples."""
 
 import logging
+from collections.abc import Callable
 
 from accelerate.utils import is_peft_model
 
@@ -37,12 +38,12 @@ def why_none_takes_over(trainer, examples: list[ScoredExample]) -> str | None:
     return from_main(why)
 
 
-def choose_compensation_size(trainer, unable: str | None) -> int:
+def choose_compensation_size(trainer, look: Callable[[], str | None]) -> int:
     """Examples on which layers in front of dropped ones take over: as the config says, or the usual number where it can be.
 
     Args:
         trainer: A `TrimTrainer`.
-        unable: Why a layer of its model could not, see `why_none_takes_over`.
+        look: Says why a layer of its model could not, see `why_none_takes_over`; asked only where nothing else decides.
 
     Raises:
         ValueError: the config asks for it, and the run cannot.
@@ -51,16 +52,16 @@ def choose_compensation_size(trainer, unable: str | None) -> int:
     asked, why = trainer.args.compensation_size, why_not_compensated(trainer)
     if asked == 0:
         return 0
-    if asked is not None:
-        if why is not None:
-            raise ValueError(f"`compensation_size` is {asked}, {why}. Set it to 0.")
-        if unable is not None:
+    if asked is not None and why is not None:
+        raise ValueError(f"`compensation_size` is {asked}, {why}. Set it to 0.")
+    if why is None and (unable := look()) is not None:
+        if asked is not None:
             raise UnsupportedArchitectureError(unable)
-        return asked
-    if why is not None or unable is not None:
-        logger.info("No layer takes over what dropped ones added, %s", why or f"because {unable}")
+        why = f"because {unable}"
+    if why is not None:
+        logger.info("No layer takes over what dropped ones added, %s", why)
         return 0
-    return COMPENSATION_SIZE
+    return COMPENSATION_SIZE if asked is None else asked
 
 
 def why_not_compensated(trainer) -> str | None:

@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import LRScheduler
 logger = logging.getLogger(__name__)
 
 
-def choose_scaling(asked: bool | None, unable: str | None) -> bool:
+def choose_scaling(asked: bool | None, look: Callable[[], str | None]) -> bool:
     """Whether the rate rises as layers go: as the config says; left open, where layers in front of dropped ones could take over.
 
     On SmolLM2, whose layers can, it has to, whether they do or not, with LoRA too. On Gemma 3, where a norm stands behind what
@@ -17,15 +17,16 @@ def choose_scaling(asked: bool | None, unable: str | None) -> bool:
 
     Args:
         asked: What the config says.
-        unable: Why a layer could not, see `why_none_takes_over`; None: each could.
+        look: Says why a layer could not, see `why_none_takes_over`; None: each could.
     """
     if asked is not None:
         return asked
-    if unable is not None:
-        logger.info(
-            "The learning rate stays as it is while layers go: what a layer adds does not reach the state as it is."
-        )
-    return unable is None
+    if look() is None:
+        return True
+    logger.info(
+        "The learning rate stays as it is while layers go: what a layer adds does not reach the state as it is."
+    )
+    return False
 
 
 def follow_depth(scheduler: LRScheduler, factor: Callable[[], float]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -137,9 +137,9 @@ class TrimTrainer(HookedTrainer):
             check_adapters(self.model, args.merge_adapter)
         examples = self.tokenize_examples(calibration_dataset)
         keep_order(self.model)
-        unable = why_none_takes_over(self, examples)
-        self.compensation_size = choose_compensation_size(self, unable)
-        self.scales_learning_rate = choose_scaling(args.scale_learning_rate, unable)
+        look = cache(partial(why_none_takes_over, self, examples))
+        self.compensation_size = choose_compensation_size(self, look)
+        self.scales_learning_rate = choose_scaling(args.scale_learning_rate, look)
         self.evaluation_sets = EvaluationSets(self, eval_dataset)
         self.untrimmed_config: PretrainedConfig = copy.deepcopy(self.causal_lm.config)
         self._stored_dtype = stored_dtype(self.untrimmed_config, (args.model_init_kwargs or {}).get("cache_dir"))
