@@ -71,6 +71,7 @@ LAW = Task("law, 573 steps", "cuad_yesno", 4800, 1, 2324, 1e-4)
 LAW_SHORT = Task("law, 193 steps", "cuad_yesno", 1600, 1, 600, 1e-4)
 LAW_BRIEF = replace(LAW_SHORT, num_examples=2213, lost=2)  # those that `--max_length 256` leaves a token to score
 TASKS = (NEWS, MEDICINE, LAW, NEWS_LONG, MEDICINE_LONG)
+DEFAULT_TASKS = (NEWS, MEDICINE, LAW_BRIEF)
 
 
 @dataclass(frozen=True)
@@ -206,6 +207,8 @@ def among(depth: int) -> tuple[Setting, ...]:
         DEFAULT,
         replace(DEFAULT, title="the default, by score", criterion="sensitivity"),
         replace(DEFAULT, title="the default, by score, none protected", criterion="sensitivity", protected=""),
+        replace(DEFAULT, title="the default, the last", method="progressive_tail"),
+        replace(DEFAULT, title="the default, the rate as it is", scales_rate=False),
         THREE,
         replace(constant, title="three at a time, lr 1e-4"),
         raised,
@@ -273,10 +276,15 @@ def table(*lines: list[str]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rest])
 
 
-def best_progressive(task: Task, depth: int) -> tuple[Setting | None, dict]:
+def highest(task: Task, depth: int, settings: tuple[Setting, ...]) -> tuple[Setting | None, dict]:
     """The setting that ends highest, of those with three seeds or more if there is one, and its runs; empty: none was run."""
-    found = [(setting, runs) for setting in at(task, PROGRESSIVE) if (runs := setting.runs(task, depth))]
+    found = [(setting, runs) for setting in at(task, settings) if (runs := setting.runs(task, depth))]
     return max(found, key=lambda each: (len(seeds_of(each[1])) > 2, mean(each[1])), default=(None, {}))
+
+
+def best_progressive(task: Task, depth: int) -> tuple[Setting | None, dict]:
+    """Of those that drop layers while the model trains."""
+    return highest(task, depth, PROGRESSIVE)
 
 
 def controls(task: Task) -> str:
@@ -357,11 +365,11 @@ def headline() -> str:
     for depth in depths:
         head += [f"{depth} layers", "points over full depth", "last layers at once"]
     lines = [head]
-    for task in (NEWS, MEDICINE):
+    for task in DEFAULT_TASKS:
         full = best_full(task)
         line = [task.title, f"{mean(full):.3f}"]
         for depth in depths:
-            runs, at_once = DEFAULT.runs(task, depth), replace(TAIL, rate=task.rate).runs(task, depth)
+            runs, at_once = DEFAULT.runs(task, depth), replace(TAIL, rate=task.rate).runs(scored_before(task), depth)
             line += [f"{mean(runs):.3f}", points(runs, full), f"{mean(at_once):.3f}"]
         lines.append(line)
     return table(*lines)
@@ -437,13 +445,35 @@ def scored_as_dropped() -> str:
 
 def one_setting() -> str:
     """The default, and what it was chosen among."""
-    return next_to_the_best("setting", (NEWS, MEDICINE, LAW_BRIEF), lambda depth: [*among(depth), *TRIED])
+    return next_to_the_best("setting", DEFAULT_TASKS, lambda depth: [*among(depth), *TRIED])
+
+
+def every_cell() -> str:
+    """The default on each task at each depth, next to full depth, the best setting picked by hand, and the best control."""
+    lines = [
+        ["", "full depth", "the default", "points over full depth", "best by hand", "points", "best control", "points"]
+    ]
+    for task in DEFAULT_TASKS:
+        for depth in DEPTHS:
+            full, runs = best_full(task), DEFAULT.runs(task, depth)
+            line = [f"{task.title}, {depth} layers", interval(full), interval(runs), points(runs, full)]
+            for settings in (PROGRESSIVE, CONTROLS):
+                setting, other = highest(scored_before(task), depth, settings)
+                title = re.sub("^(progressive|one-shot), ", "", setting.title)
+                line += [f"{mean(other):.3f} ({title})", points(runs, other) if scored_before(task) == task else ""]
+            lines.append(line)
+    return table(*lines)
+
+
+def scored_before(task: Task) -> Task:
+    """The task whose runs the best by hand and the controls are: of law on a part of the test split, so not to be paired."""
+    return LAW_SHORT if task == LAW_BRIEF else task
 
 
 def one_setting_in_time() -> str:
     """The default at half of the layers, over the steps of full depth and in its seconds, next to full depth."""
     lines = [["15 layers", "full depth", "the default, equal steps", "points", "equal seconds", "points", "its steps"]]
-    for task in (NEWS, MEDICINE, LAW_BRIEF):
+    for task in DEFAULT_TASKS:
         full, runs, longer = FULL.runs(task, NUM_LAYERS), DEFAULT.runs(task, 15), DEFAULT.runs_in_time(task, 15)
         if longer:
             steps = ", ".join(run["num_steps"] for run in longer.values())
@@ -482,7 +512,7 @@ def fewer_tokens() -> str:
 def beside(one: Setting, other: Setting, *titles: str) -> str:
     """Two settings side by side, wherever both ran with a seed: accuracy and loss of each, and the difference."""
     lines = [["", *(f"{title}: accuracy (loss)" for title in titles), "runs of each", "points"]]
-    for task in (NEWS, MEDICINE, LAW_BRIEF):
+    for task in DEFAULT_TASKS:
         for depth in DEPTHS:
             runs, others = one.runs(task, depth), other.runs(task, depth)
             shared = sorted(runs.keys() & others.keys())
@@ -497,7 +527,7 @@ def next_to_the_best(title: str, tasks: Iterable[Task], settings: Callable[[int]
     """Settings, next to the best that was picked by hand for each task and depth, and to full depth."""
     lines = [["", title, "accuracy", "loss", "runs", "best by hand", "points over it", "points over full depth"]]
     for task in tasks:
-        known = LAW_SHORT if task == LAW_BRIEF else task  # on a part of the test split, so not to be paired
+        known = scored_before(task)
         for depth in DEPTHS:
             other, best = best_progressive(known, depth)
             by_hand = f"{mean(best):.3f} ({other.title.removeprefix('progressive, ')})"
@@ -569,6 +599,7 @@ TABLES = {
     "compensation": compensation,
     "scored_as_dropped": scored_as_dropped,
     "one_setting": one_setting,
+    "every_cell": every_cell,
     "one_setting_in_time": one_setting_in_time,
     "equal_time": equal_time,
     "schedule": schedule,
