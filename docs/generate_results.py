@@ -394,7 +394,7 @@ def longer() -> str:
     tasks = (NEWS_LONG, MEDICINE_LONG)
     lines = [["", *(task.title for task in tasks)]]
     compensated = at(NEWS_LONG, (TAIL_COMPENSATED, LAST_COMPENSATED))
-    for setting in (FULL_HIGH, FULL, TAIL, *compensated, SCAN, SCAN_FIRST, SCAN_FIRST_96):
+    for setting in (FULL_HIGH, FULL, TAIL, *compensated, SCAN, SCAN_FIRST, SCAN_FIRST_96, DEFAULT):
         cells = []
         for task in tasks:
             runs, full = setting.runs(task, 15), best_full(task)
