@@ -282,6 +282,11 @@ def highest(task: Task, depth: int, settings: tuple[Setting, ...]) -> tuple[Sett
     return max(found, key=lambda each: (len(seeds_of(each[1])) > 2, mean(each[1])), default=(None, {}))
 
 
+def described(setting: Setting, runs: dict) -> str:
+    """Accuracy of a line, and what it is, in a column that says whether layers go at once."""
+    return f"{mean(runs):.3f} ({re.sub('^(progressive|one-shot), ', '', setting.title)})"
+
+
 def best_progressive(task: Task, depth: int) -> tuple[Setting | None, dict]:
     """Of those that drop layers while the model trains."""
     return highest(task, depth, PROGRESSIVE)
@@ -353,8 +358,7 @@ def summary() -> str:
             if len(seeds_of(best)) < 3:
                 continue
             others = [replace(other, rate=task.rate).runs(task, depth) for other in (ONE_SHOT, TAIL, TAIL_COMPENSATED)]
-            shown = f"{mean(best):.3f} ({setting.title.removeprefix('progressive, ')})"
-            line = [f"{task.title}, {depth} layers", f"{mean(full):.3f}", shown, points(best, full)]
+            line = [f"{task.title}, {depth} layers", f"{mean(full):.3f}", described(setting, best), points(best, full)]
             lines.append([*line, *map(show, others)])
     return table(*lines)
 
@@ -454,13 +458,13 @@ def every_cell() -> str:
         ["", "full depth", "the default", "points over full depth", "best by hand", "points", "best control", "points"]
     ]
     for task in DEFAULT_TASKS:
+        full, known = best_full(task), scored_before(task)
         for depth in DEPTHS:
-            full, runs = best_full(task), DEFAULT.runs(task, depth)
+            runs = DEFAULT.runs(task, depth)
             line = [f"{task.title}, {depth} layers", interval(full), interval(runs), points(runs, full)]
             for settings in (PROGRESSIVE, CONTROLS):
-                setting, other = highest(scored_before(task), depth, settings)
-                title = re.sub("^(progressive|one-shot), ", "", setting.title)
-                line += [f"{mean(other):.3f} ({title})", points(runs, other) if scored_before(task) == task else ""]
+                setting, other = highest(known, depth, settings)
+                line += [described(setting, other), points(runs, other) if known == task else ""]
             lines.append(line)
     return table(*lines)
 
@@ -527,14 +531,19 @@ def next_to_the_best(title: str, tasks: Iterable[Task], settings: Callable[[int]
     """Settings, next to the best that was picked by hand for each task and depth, and to full depth."""
     lines = [["", title, "accuracy", "loss", "runs", "best by hand", "points over it", "points over full depth"]]
     for task in tasks:
-        known = scored_before(task)
+        full, known = best_full(task), scored_before(task)
         for depth in DEPTHS:
             other, best = best_progressive(known, depth)
-            by_hand = f"{mean(best):.3f} ({other.title.removeprefix('progressive, ')})"
             for setting in settings(depth):
                 if runs := setting.runs(task, depth):
-                    cells = [setting.title, interval(runs), f"{mean(runs, 'loss'):.3f}", str(len(runs)), by_hand]
-                    over = [points(runs, best) if known == task else "", points(runs, best_full(task))]
+                    cells = [
+                        setting.title,
+                        interval(runs),
+                        f"{mean(runs, 'loss'):.3f}",
+                        str(len(runs)),
+                        described(other, best),
+                    ]
+                    over = [points(runs, best) if known == task else "", points(runs, full)]
                     lines.append([f"{task.title}, {depth} layers", *cells, *over])
     return table(*lines)
 
