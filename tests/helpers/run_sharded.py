@@ -15,7 +15,7 @@ from trim_trainer.architectures.modules import find_layers
 from trim_trainer.data.examples import ScoredExample
 from trim_trainer.scoring.scan import scan_layers
 from trim_trainer.scoring.trial import choose_layout
-from trim_trainer.surgery.optimizer import sync_optimizer
+from trim_trainer.surgery.optimizer import ParameterGroups, sync_optimizer
 from trim_trainer.surgery.wrapping import forget_dropped
 from trim_trainer.training.sparse_update import freeze_all_but
 
@@ -42,7 +42,9 @@ def trim(model, optimizer, after_drop):
     scan = scan_layers(model, examples, choose_layout(model, examples), is_shared=False)
     drop_layers(model, [1, 4])
     freeze_all_but(model, [0, 2, 3])
-    sync_optimizer(optimizer, model, lambda: [name for name, p in model.named_parameters() if p.ndim > 1])
+    sync_optimizer(
+        optimizer, model, ParameterGroups(lambda: [name for name, p in model.named_parameters() if p.ndim > 1])
+    )
     after_drop()
     model.train()
     train(model, optimizer, 2)

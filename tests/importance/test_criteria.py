@@ -10,7 +10,7 @@ from trim_trainer.importance.choice import choose_layers
 from trim_trainer.importance.racing import find_contenders
 from trim_trainer.importance.scores import LayerScores, calibrate
 from trim_trainer.scoring.trial import choose_layout
-from trim_trainer.surgery.optimizer import sync_optimizer
+from trim_trainer.surgery.optimizer import ParameterGroups, sync_optimizer
 from trim_trainer.training.sparse_update import choose_trained_layers, freeze_all_but
 
 
@@ -108,7 +108,7 @@ def test_the_optimizer_forgets_what_is_gone_and_keeps_the_rest_bit_for_bit(tiny_
 
     drop_layers(model, [1])  # the layers are now 0 2 3 4 5
     freeze_all_but(model, [0, 2])
-    sync_optimizer(optimizer, model, lambda: [n for n, p in model.named_parameters() if p.ndim > 1])
+    sync_optimizer(optimizer, model, ParameterGroups(lambda: [n for n, p in model.named_parameters() if p.ndim > 1]))
 
     held = [p for group in optimizer.param_groups for p in group["params"]]
     assert set(held) == {p for p in model.parameters() if p.requires_grad} and len(held) == len(set(held))

@@ -9,7 +9,7 @@ from transformers import Trainer, TrainingArguments
 
 from trim_trainer import drop_layers
 from trim_trainer.architectures.modules import find_layers
-from trim_trainer.surgery.optimizer import sync_optimizer
+from trim_trainer.surgery.optimizer import ParameterGroups, sync_optimizer
 from trim_trainer.training.sparse_update import freeze_all_but
 
 OPTIMIZERS = (
@@ -60,7 +60,7 @@ def test_state_is_kept_freed_or_fresh(name, tmp_path):
 
     drop_layers(model, [2])
     freeze_all_but(model, [1, 2, 4])
-    sync_optimizer(optimizer, model, lambda: trainer.get_decay_parameter_names(model))
+    sync_optimizer(optimizer, model, ParameterGroups(lambda: trainer.get_decay_parameter_names(model)))
 
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     assert set(held) == {parameter for parameter in model.parameters() if parameter.requires_grad}
@@ -102,6 +102,6 @@ def test_a_drop_frees_parameters_gradients_and_optimizer_state(tmp_path):
     tensors = len(list(find_layers(model)[3].parameters()))
     before = live_bytes()
     drop_layers(model, [3])
-    sync_optimizer(optimizer, model, lambda: trainer.get_decay_parameter_names(model))
+    sync_optimizer(optimizer, model, ParameterGroups(lambda: trainer.get_decay_parameter_names(model)))
     # Weights, gradients, two moments, and a count of steps per tensor.
     assert before - live_bytes() == 4 * of_layer + 4 * tensors

@@ -20,7 +20,7 @@ from trim_trainer.architectures.kept import Kept, Seam
 from trim_trainer.architectures.modules import find_layers
 from trim_trainer.surgery.backup import LayerBackup
 from trim_trainer.surgery.joining import joined_twin
-from trim_trainer.surgery.optimizer import sync_optimizer
+from trim_trainer.surgery.optimizer import ParameterGroups, sync_optimizer
 
 IDS = torch.arange(3, 29).view(2, 13)
 
@@ -218,7 +218,7 @@ def test_the_optimizer_knows_of_the_halves_that_stay_what_it_knew(tiny_model):
     front, back, gone = layers[1].self_attn, layers[2].mlp, [layers[1].mlp, layers[2].self_attn]
     known = {parameter: dict(optimizer.state[parameter]) for half in (front, back) for parameter in half.parameters()}
     drop_layers(model, [], [(1, 2)])
-    sync_optimizer(optimizer, model, lambda: [])
+    sync_optimizer(optimizer, model, ParameterGroups(lambda: []))
     joined = find_layers(model)[1]
     assert joined.self_attn is front and joined.mlp is back
     assert all(optimizer.state[parameter] == state for parameter, state in known.items())

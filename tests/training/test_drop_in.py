@@ -197,6 +197,14 @@ def test_a_prompt_that_is_trained_is_refused(train):
         train(scenario, TrimTrainer, TrimConfig, target_layers=4)
 
 
+def test_layers_of_the_same_weights_are_refused(train):
+    scenario = Scenario(
+        options=lambda: {"peft_config": LoraConfig(task_type="CAUSAL_LM", layer_replication=[(0, 4), (2, 6)])}
+    )
+    with pytest.raises(ValueError, match=r"`layer_replication` of `peft_config` is \[\(0, 4\), \(2, 6\)\]"):
+        train(scenario, TrimTrainer, TrimConfig, target_layers=3)
+
+
 def test_drops_depth_and_importance_appear_in_tensorboard(train, tmp_path, monkeypatch):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))

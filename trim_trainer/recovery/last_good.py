@@ -1,6 +1,6 @@
 """The last depth that was good enough, to come back to."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from ..records.history import TrimHistory
 from ..surgery.backup import LayerBackup
-from ..surgery.optimizer import sync_optimizer
+from ..surgery.optimizer import ParameterGroups, sync_optimizer
 
 LAST_GOOD_NAME = "last_good.pt"
 
@@ -42,15 +42,13 @@ class LastGood:
             parameters,
         )
 
-    def restore(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, decayed: Callable[[], Iterable[str]]
-    ) -> None:
-        """Bring everything back, in place. `decayed` is as in `sync_optimizer`."""
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, groups: ParameterGroups) -> None:
+        """Bring everything back, in place, each parameter into the group of the optimizer that it was in."""
         self.layers.restore()
         model.load_state_dict(self.weights)
         for name, parameter in self.parameters.items():
             parameter.requires_grad_(name in self.trained)
-        sync_optimizer(optimizer, model, decayed)
+        sync_optimizer(optimizer, model, groups)
         group_of = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
         for name, state in self.states.items():
             parameter = self.parameters[name]

@@ -36,10 +36,10 @@ class QualityFloor:
             self._first = metric if self._first is None else self._first
             self._last_good = LastGood.take(model, optimizer, history)
 
-    def restore(self, metric: float, history: TrimHistory, model: nn.Module, optimizer, decayed) -> TrimHistory:
+    def restore(self, metric: float, history: TrimHistory, model: nn.Module, optimizer, groups) -> TrimHistory:
         """Roll back to the last good depth; return its history, which says why dropping stopped."""
         good = self._last_good
-        good.restore(model, optimizer, decayed)
+        good.restore(model, optimizer, groups)
         reason = (
             f"{self._metric_name} on the calibration set was {metric:.4g} at depth {history.depth} and "
             f"{self._first:.4g} before the first drop, worse by more than `max_metric_drop` {self.max_metric_drop:g}; "

@@ -49,6 +49,11 @@ def check_model(model: str | PreTrainedModel, args: TrimConfig, peft_config=None
             f"A target is set and `peft_config` is a {type(peft_config).__name__}, which puts something in front of the "
             "prompt instead of into the layers. Use an adapter inside the layers, such as `LoraConfig`."
         )
+    if replicated := getattr(peft_config, "layer_replication", None):
+        raise ValueError(
+            f"A target is set and `layer_replication` of `peft_config` is {replicated}, which makes several layers of the same "
+            "weights: none of them can be dropped or saved by itself. Leave `layer_replication` out."
+        )
     if isinstance(model, PreTrainedModel):
         check_order(model)
         find_layers(model)

@@ -33,7 +33,7 @@ from ..records.run_record import RunRecord
 from ..recovery.compensation import Compensation
 from ..recovery.distillation import Teacher
 from ..surgery.cpu_kernels import keep_order
-from ..surgery.optimizer import sync_optimizer
+from ..surgery.optimizer import ParameterGroups, sync_optimizer
 from ..surgery.wrapping import rewrap
 from ..surgery.zero import rebuild_engine
 from .asked import base_weights_of
@@ -146,6 +146,9 @@ class TrimTrainer(HookedTrainer):
         self.frozen = frozen_weights_of(self)
         vocabulary = None if smaller is None else smaller.record
         self.trimming = make_trimming(self, examples, importance or args.importance, (num_layers, target), vocabulary)
+        self.parameter_groups = ParameterGroups(lambda: self.get_decay_parameter_names(self.model))
+        if self.optimizer is not None:  # the script's own
+            self.parameter_groups.leave_out(self.optimizer, self.model)
         self.start = Start(num_layers)  # from where drops are planned
         self._resumed: RunRecord | None = None  # what the checkpoint says that this run goes on with
         self.add_callback(TrimCallback(self._trim))
@@ -320,15 +323,11 @@ class TrimTrainer(HookedTrainer):
         if self.optimizer is None:  # nothing is made yet that would have to know
             return
         if not self.is_deepspeed_enabled:
-            sync_optimizer(self.optimizer, self.model, self.decayed_names)
+            sync_optimizer(self.optimizer, self.model, self.parameter_groups)
             rewrap(self.model_wrapped, self.accelerator)
             return
         rebuild_engine(self.model_wrapped)
         self.optimizer.optimizer = self.model_wrapped.optimizer
-
-    def decayed_names(self) -> list[str]:
-        """Names of the parameters with weight decay."""
-        return self.get_decay_parameter_names(self.model)
 
     def tokenize_examples(self, dataset: Iterable[dict]) -> list[ScoredExample]:
         """Examples as SFTTrainer prepares and labels them; of multiple choice, each choice as if it were the right one.

@@ -31,6 +31,7 @@ from ..scoring.speed import measure_tokens_per_second
 from ..scoring.trial import choose_layout
 from ..surgery.backup import LayerBackup
 from ..surgery.drop import drop_layers
+from ..surgery.optimizer import ParameterGroups
 from .sparse_update import choose_trained_layers, freeze_all_but
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class Run(Protocol):
     model: PreTrainedModel  # with its adapters
     causal_lm: PreTrainedModel  # inside adapters and wrappers: the one whose layers are dropped
     optimizer: torch.optim.Optimizer | None
+    parameter_groups: ParameterGroups  # of the optimizer
     global_step: int  # optimizer steps that are done
     compensation: Compensation | None  # None: nothing takes over what dropped layers added
 
@@ -52,9 +54,6 @@ class Run(Protocol):
 
     def sync_parameters(self) -> None:
         """Tell the optimizer and the wrapper of several processes what the model has and what trains."""
-
-    def decayed_names(self) -> list[str]:
-        """Names of the parameters with weight decay."""
 
 
 @dataclass(frozen=True)
@@ -228,7 +227,7 @@ class Trimming:
     def roll_back(self, metric: float) -> None:
         """Return to the last depth above the quality floor; the rest of the schedule heals it."""
         run, target = self.run, self.history.target_layers
-        self.history = self.floor.restore(metric, self.history, run.model, run.optimizer, run.decayed_names)
+        self.history = self.floor.restore(metric, self.history, run.model, run.optimizer, run.parameter_groups)
         run.sync_parameters()
         self.history = replace(self.history, target_layers=target)  # a resumed run may have another one
         self.stop(self.history.stopped)
