@@ -3,12 +3,14 @@
 import inspect
 
 import pytest
+from peft import PromptTuningConfig
+from tiny import make_model
 from transformers import Trainer, TrainingArguments
 from trl import SFTTrainer, TrlParser
 
-from trim_trainer import TrimConfig, TrimHistory
+from trim_trainer import TrimConfig, TrimHistory, TrimTrainer
 from trim_trainer.training import hooks
-from trim_trainer.training.hooks import HookedTrainer
+from trim_trainer.training.hooks import NUM_BEFORE, HookedTrainer, name_arguments
 
 SIGNATURES = {
     "_init_training_state": "(self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial)"
@@ -49,6 +51,25 @@ def test_rows_are_prepared_by_the_arguments_that_are_handed_over():
     names = ["self", "dataset", "processing_class", "args", "packing", "formatting_func", "dataset_name"]
     assert parameters(SFTTrainer._prepare_dataset) == names
     assert parameters(SFTTrainer._save_checkpoint) == ["self", "model", "trial"]
+
+
+def test_what_comes_by_position_is_named():
+    names = list(inspect.signature(SFTTrainer).parameters)
+    assert names[:NUM_BEFORE] == list(inspect.signature(TrimTrainer).parameters)[:NUM_BEFORE]
+    values = list(range(len(names) - NUM_BEFORE))
+    assert name_arguments(tuple(values), {}) == dict(zip(names[NUM_BEFORE:], values, strict=True))
+    assert name_arguments((1,), {"callbacks": []}) == {names[NUM_BEFORE]: 1, "callbacks": []}
+    for behind, named in ((tuple(values) + (0,), {}), ((1,), {names[NUM_BEFORE]: 1}), ((), {"callback": []})):
+        with pytest.raises(TypeError):
+            name_arguments(behind, named)
+
+
+def test_adapters_that_come_by_position_are_seen(sets, tokenizer, tmp_path):
+    prompt = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    args = TrimConfig(output_dir=str(tmp_path), target_layers=3, use_cpu=True, bf16=False)
+    behind = (None, None, None, (None, None), None, None, None, prompt)
+    with pytest.raises(ValueError, match="A target is set and `peft_config` is a PromptTuningConfig"):
+        TrimTrainer(make_model(), args, None, *sets[:2], tokenizer, *behind)
 
 
 def test_the_callbacks_run_right_before_logging_evaluating_and_saving():

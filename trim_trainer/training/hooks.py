@@ -9,10 +9,12 @@ so that what is evaluated and saved at a step is the model after that step's dro
 """
 
 import argparse
+import inspect
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
@@ -21,6 +23,8 @@ from transformers.utils import PushInProgress
 from trl import SFTTrainer
 
 from ..data.preparation import prepare
+
+NUM_BEFORE = 6  # arguments of SFTTrainer, up to `processing_class`
 
 
 class HookedTrainer(SFTTrainer):
@@ -147,6 +151,16 @@ class HookedTrainer(SFTTrainer):
     def num_train_tokens(self) -> int:
         """Tokens that were trained on."""
         return int(self._total_train_tokens)
+
+
+def name_arguments(behind: tuple, named: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of SFTTrainer behind `processing_class` by name, of which some may have come by position.
+
+    Raises:
+        TypeError: there are too many, or one came twice.
+    """
+    found = inspect.signature(SFTTrainer).bind(*[None] * NUM_BEFORE, *behind, **named)
+    return dict(list(found.arguments.items())[NUM_BEFORE:])
 
 
 class TrimCallback(TrainerCallback):

@@ -49,7 +49,7 @@ from .compensating import choose_compensation_size, draw_compensation_examples, 
 from .config import TrimConfig
 from .ending import how_it_ended, under_way
 from .evaluation_sets import EvaluationSets
-from .hooks import HookedTrainer, TrimCallback
+from .hooks import HookedTrainer, TrimCallback, name_arguments
 from .learning_rate import choose_scaling, follow_depth
 from .loss import can_select_positions, selected_loss
 from .measuring import measure_run, measure_trimmed
@@ -108,6 +108,7 @@ class TrimTrainer(HookedTrainer):
         **kwargs,
     ):
         self._pushes: list[Future] = []  # in the background
+        kwargs = name_arguments(others, kwargs)
         is_trimming = isinstance(args, TrimConfig) and args.is_trimming
         if is_trimming:
             num_layers, target = check_model(model, args, kwargs.get("peft_config"))
@@ -120,9 +121,7 @@ class TrimTrainer(HookedTrainer):
             smaller = load_with_vocabulary(model, args, sets, eval_dataset, processing_class, data_collator, kwargs)
             model, processing_class = smaller.model, smaller.processing_class
         with loaded_already(args, smaller):
-            super().__init__(
-                model, args, data_collator, train_dataset, eval_dataset, processing_class, *others, **kwargs
-            )
+            super().__init__(model, args, data_collator, train_dataset, eval_dataset, processing_class, **kwargs)
         say_import_messages(self.causal_lm)
         if getattr(args, "distill_from", None) is not None:
             check_distillation(self)
