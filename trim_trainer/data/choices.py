@@ -69,7 +69,8 @@ def _check_example(example: dict, where: str) -> None:
             )
     if not _is_index(answer, choices):
         raise CalibrationError(
-            f"{where}`answer` is {_shown(answer)}, expected the index of the right choice, from 0 to {len(choices) - 1}."
+            f"{where}`answer` is {_shown(answer)}, expected the index of the right choice, from 0 to {len(choices) - 1}. "
+            "A recipe maps other columns with `doc_to_target`; a row without choices leaves `choices` out, or None."
         )
     _check_right_one(example, choices, answer, where)
 
