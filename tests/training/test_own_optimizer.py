@@ -22,7 +22,7 @@ def rates(optimizer):
     return {parameter: group["initial_lr"] for group in optimizer.param_groups for parameter in group["params"]}
 
 
-@pytest.mark.parametrize("update", [None, 0.5], ids=["all", "sparse"])
+@pytest.mark.parametrize("update", [None, 0.3], ids=["all", "sparse"])
 def test_what_it_leaves_out_never_trains(make_trainer, update):
     model = make_model()
     left_out = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name or "lm_head" in name]
@@ -36,7 +36,8 @@ def test_what_it_leaves_out_never_trains(make_trainer, update):
     assert all(torch.equal(p, value) for p, value in zip(left_out, values, strict=True))
     assert any(not torch.equal(p, value) for p, value in zip(held, before, strict=True))
     there = set(trainer.model.parameters())
-    assert set(rates(trainer.optimizer)) == {p for p in held if p in there and p.requires_grad}
+    assert set(rates(trainer.optimizer)) <= {p for p in held if p in there}
+    assert len(rates(trainer.optimizer)) == 7 * (3 if update is None else 2)  # matrices of the layers that train
 
 
 def test_each_layer_keeps_its_rate(make_trainer):

@@ -207,7 +207,8 @@ def test_crossing_the_quality_floor_restores_the_last_good_depth(make_trainer):
     assert step < trainer.state.max_steps  # the rest of the schedule healed it
     for name, tensor in at_depth[5].items():
         assert torch.equal(after[name], tensor)
-    trained = {p for p in trainer.model.parameters() if p.requires_grad}
+    layers, kept = find_layers(trainer.model), trainer.history.kept
+    trained = {p for layer in trainer.history.trained_layers for p in layers[kept.index(layer)].parameters()}
     assert {p for group in trainer.optimizer.param_groups for p in group["params"]} == trained
     assert any(not torch.equal(weights(trainer)[name], tensor) for name, tensor in after.items())
 

@@ -12,12 +12,16 @@ from ..records.history import TrimHistory
 
 @contextmanager
 def under_way(trainer) -> Iterator[None]:
-    """Train within; an exception that breaks it off is recorded, since the model may be saved all the same."""
+    """Train within; what is frozen for that trains again behind it.
+
+    An exception that breaks it off is recorded, since the model may be saved all the same.
+    """
     trainer.trimming.begin()
     trainer.has_begun = False
     try:
         yield
     finally:
+        trainer.trimming.unfreeze()
         if trainer.has_begun and sys.exception() is not None:
             trainer.trimming.end(how_it_broke_off(trainer))
 

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Iterable
 
+from torch import nn
+from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import PreTrainedModel
 
 from ..architectures.modules import find_layers
@@ -34,12 +36,39 @@ def choose_trained_layers(
     return tuple(sorted(trained))
 
 
-def freeze_all_but(model: PreTrainedModel, trained_layers: Iterable[int]) -> None:
-    """Let the parameters of these layers train and nothing else: no embedding, head, final norm or other layer."""
+def freeze_all_but(
+    model: PreTrainedModel, trained_layers: Iterable[int], wanted: "WantedTraining | None" = None
+) -> None:
+    """Let the parameters of these layers train and nothing else: no embedding, head, final norm or other layer.
+
+    Args:
+        model: It may have lost layers.
+        trained_layers: Their numbers, as the model is now.
+        wanted: What the script wanted to train; None: everything.
+    """
     hold_shards(model)
     layers = find_layers(model)
     trained = {parameter for number in trained_layers for parameter in layers[number].parameters()}
     for parameter in model.parameters():
-        parameter.requires_grad_(parameter in trained)
-        if parameter not in trained:
+        trains = parameter in trained and (wanted is None or wanted.trains(parameter))
+        parameter.requires_grad_(trains)
+        if not trains:
             parameter.grad = None
+
+
+class WantedTraining:
+    """Which parameters a script lets train, before a sparse update freezes more; also of layers that are gone since."""
+
+    def __init__(self, model: nn.Module):
+        self._trains: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        for parameter in model.parameters():
+            self._trains[parameter] = parameter.requires_grad
+
+    def trains(self, parameter: nn.Parameter) -> bool:
+        """Whether it does; one that is not known, as a shard that FSDP made of it, does."""
+        return self._trains.get(parameter, True)
+
+    def bring_back(self) -> None:
+        """Let train again what did, in place."""
+        for parameter, trains in self._trains.items():
+            parameter.requires_grad_(trains)

@@ -32,7 +32,7 @@ from ..scoring.trial import choose_layout
 from ..surgery.backup import LayerBackup
 from ..surgery.drop import drop_layers
 from ..surgery.optimizer import ParameterGroups
-from .sparse_update import choose_trained_layers, freeze_all_but
+from .sparse_update import WantedTraining, choose_trained_layers, freeze_all_but
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +102,7 @@ class Trimming:
         self.examples, self.settings, self.floor = examples, settings, floor
         self._laid_out = [*examples, *other_examples]
         self._on_round, self._before_drop = on_round, before_drop
+        self._wanted = WantedTraining(run.model)
         self._untrimmed: LayerBackup | None = None
         self.is_over = False  # no further layer is dropped, whatever the plan says
 
@@ -176,7 +177,7 @@ class Trimming:
             chosen = choose_trained_layers(
                 scores, self.settings.sparse_update_ratio, self.history.num_layers, still_trained
             )
-            freeze_all_but(self.run.model, chosen)
+            freeze_all_but(self.run.model, chosen, self._wanted)
             trained = tuple(left[new] for new in chosen)
         self.run.sync_parameters()
         return trained
@@ -268,7 +269,12 @@ class Trimming:
         """Freeze all but the layers of the sparse update, once they are known."""
         kept, trained = self.history.kept, self.history.trained_layers
         if trained is not None:
-            freeze_all_but(self.run.causal_lm, [kept.index(layer) for layer in trained])
+            freeze_all_but(self.run.causal_lm, [kept.index(layer) for layer in trained], self._wanted)
+
+    def unfreeze(self) -> None:
+        """Let train again what the sparse update has frozen: what comes behind the run may train all of the model."""
+        if self.history.trained_layers is not None:
+            self._wanted.bring_back()
 
     def check_floor(self) -> None:
         """Roll back if the model that has trained to the end is below the quality floor."""
