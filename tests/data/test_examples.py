@@ -6,8 +6,9 @@ from trl import SFTConfig, SFTTrainer
 
 from trim_trainer.data.examples import ScoredExample
 from trim_trainer.data.metrics import choose_metric, measure
+from trim_trainer.data.preparation import TextSettings
 from trim_trainer.data.splits import CalibrationError, check_choices, check_disjoint, example_key, hold_out
-from trim_trainer.data.tokens import tokenize_examples
+from trim_trainer.data.tokens import all_texts, tokenize_examples
 
 CHAT = (
     "{% for m in messages %}{{ 'Question : ' if m.role == 'user' else 'Answer : ' }}{{ m.content }} </s> {% endfor %}"
@@ -47,6 +48,21 @@ def test_tokens_are_those_that_sft_trainer_trains_on(name, tiny_model, tokenizer
         # The first token of a plain text has nothing in front of it that could predict it.
         expected = scored if "prompt" in dataset.column_names else scored[1:]
         assert list(example.choice_labels[example.answer]) == expected
+
+
+@pytest.mark.parametrize("answer", ["the cat", "0", 2, None])
+@pytest.mark.parametrize("name", ["prompt-completion", "conversational", "text", "messages"])
+def test_an_answer_that_is_a_column_like_others_hides_no_text(name, answer, tokenizer):
+    tokenizer.chat_template = CHAT
+    rows = [FORMATS[name](example) for example in make_examples(12)]
+    rows = [{column: row[column] for column in row if column not in ("choices", "answer")} for row in rows]
+    texts = all_texts(rows, tokenizer, TextSettings())
+    assert len(texts) == len(rows)
+    for more in ({"answer": answer}, {"answer": answer, "choices": ["a", "b"]}):
+        if "choices" not in more or name in ("text", "messages"):
+            for has_every_choice in (False, True):
+                found = all_texts([row | more for row in rows], tokenizer, TextSettings(), None, has_every_choice)
+                assert found == texts
 
 
 def test_pretokenized_examples_keep_their_labels(tokenizer):

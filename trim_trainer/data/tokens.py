@@ -94,7 +94,7 @@ def all_texts(
             _check_format(row, settings.dataset_text_field)
     variants, seen = [], set()
     for row in rows:
-        right = row.get("answer", 0)
+        right = row.get("answer", 0) if has_choices(row) else 0
         for number, variant in enumerate(_by_choice(row)):
             if number == right or has_every_choice or str(variant["completion"]) not in seen:
                 variants.append(variant)
