@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from trim_trainer.cli.errors import WRONG, say_errors
 from trim_trainer.evaluation.isolation import run_alone
 
 
@@ -48,6 +49,17 @@ def test_a_killed_parent_takes_its_child_along(tmp_path):
 
 def test_a_result_comes_back():
     assert run_alone(os.path.basename, "a/b") == "b"
+
+
+def kill_myself():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_child_is_said_in_one_line(capsys):
+    assert say_errors(lambda arguments: run_alone(kill_myself), []) == WRONG
+    said = capsys.readouterr().err
+    assert said.startswith("trim-trainer: The process that trains or measures was killed from outside")
+    assert said.count("\n") == 1 and "memory runs out" in said and "abruptly" not in said
 
 
 def test_next_to_an_accelerator_nothing_is_forked(monkeypatch):

@@ -97,7 +97,10 @@ class Comparison:
             is_counted = done.num_steps is not None or not self.is_equal_seconds
             if is_counted and {task.name for task in self.tasks} < done.measured.quality.keys():
                 return done
-        run_alone(run_cell, cell, self.recipe, self.tasks, folder)
+        try:
+            run_alone(run_cell, cell, self.recipe, self.tasks, folder)
+        except ChildProcessError as error:
+            raise ChildProcessError(f"{folder}: {error} The same command goes on from what is finished.") from None
         return CellResult.load(folder)
 
     def _check_same(self, done: CellResult, settings: dict[str, Any], folder: Path) -> None:

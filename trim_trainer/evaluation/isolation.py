@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 import torch
@@ -21,11 +22,20 @@ def run_alone(function: Callable[..., Result], *arguments) -> Result:
     Where there is an accelerator, the process starts anew: libraries initialize a GPU when they are imported
     (bitsandbytes 0.50 does), and a process that is forked behind that cannot use it. Elsewhere it is forked, where the
     system can, from a server that has imported the package and done nothing else, and does not wait for imports.
+
+    Raises:
+        ChildProcessError: the process was killed, as the system does where memory runs out.
     """
     context = multiprocessing.get_context(_start_method())
     context.set_forkserver_preload([function.__module__])
     with ProcessPoolExecutor(1, mp_context=context) as process:
-        return process.submit(_with_threads, torch.get_num_threads(), function, arguments).result()
+        try:
+            return process.submit(_with_threads, torch.get_num_threads(), function, arguments).result()
+        except BrokenProcessPool:
+            raise ChildProcessError(
+                "The process that trains or measures was killed from outside, as the system does where memory runs out (its log "
+                "says so: `dmesg`). Run less beside it, or let it need less: smaller batches, `scan_batch_tokens`."
+            ) from None
 
 
 def _start_method() -> str:
