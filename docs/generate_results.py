@@ -338,8 +338,9 @@ def draw() -> None:
 
 
 def best_full(task: Task) -> dict:
-    """Full depth at its best rate."""
-    return max((runs for setting in (FULL, FULL_HIGH) if (runs := setting.runs(task, NUM_LAYERS))), key=mean)
+    """Full depth at its best rate; empty: none was run."""
+    found = (runs for setting in (FULL, FULL_HIGH) if (runs := setting.runs(task, NUM_LAYERS)))
+    return max(found, key=mean, default={})
 
 
 def summary() -> str:
@@ -459,10 +460,10 @@ def every_cell(tasks: Iterable[Task], depths: Iterable[int]) -> str:
         ["", "full depth", "the default", "points over full depth", "best by hand", "points", "best control", "points"]
     ]
     for task in tasks:
-        full, known = best_full(task), scored_before(task)
+        known, full = scored_before(task), best_full(task)
         for depth in depths:
-            runs = DEFAULT.runs(task, depth)
-            line = [f"{task.title}, {depth} layers", interval(full), interval(runs), points(runs, full)]
+            runs, over = DEFAULT.runs(task, depth), points(DEFAULT.runs(task, depth), full) if full else ""
+            line = [f"{task.title}, {depth} layers", interval(full or best_full(known)), interval(runs), over]
             for settings in (PROGRESSIVE, CONTROLS):
                 setting, other = highest(known, depth, settings)
                 line += [described(setting, other) if other else "", points(runs, other) if known == task else ""]
