@@ -462,8 +462,8 @@ def every_cell(tasks: Iterable[Task], depths: Iterable[int]) -> str:
     for task in tasks:
         known, full = scored_before(task), best_full(task)
         for depth in depths:
-            runs, over = DEFAULT.runs(task, depth), points(DEFAULT.runs(task, depth), full) if full else ""
-            line = [f"{task.title}, {depth} layers", interval(full or best_full(known)), interval(runs), over]
+            runs, shown = DEFAULT.runs(task, depth), full or best_full(known)
+            line = [f"{task.title}, {depth} layers", interval(shown), interval(runs), points(runs, full)]
             for settings in (PROGRESSIVE, CONTROLS):
                 setting, other = highest(known, depth, settings)
                 line += [described(setting, other) if other else "", points(runs, other) if known == task else ""]
@@ -536,15 +536,10 @@ def next_to_the_best(title: str, tasks: Iterable[Task], settings: Callable[[int]
         full, known = best_full(task), scored_before(task)
         for depth in DEPTHS:
             other, best = best_progressive(known, depth)
+            by_hand = described(other, best)
             for setting in settings(depth):
                 if runs := setting.runs(task, depth):
-                    cells = [
-                        setting.title,
-                        interval(runs),
-                        f"{mean(runs, 'loss'):.3f}",
-                        str(len(runs)),
-                        described(other, best),
-                    ]
+                    cells = [setting.title, interval(runs), f"{mean(runs, 'loss'):.3f}", str(len(runs)), by_hand]
                     over = [points(runs, best) if known == task else "", points(runs, full)]
                     lines.append([f"{task.title}, {depth} layers", *cells, *over])
     return table(*lines)

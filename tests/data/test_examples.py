@@ -51,7 +51,7 @@ def test_tokens_are_those_that_sft_trainer_trains_on(name, tiny_model, tokenizer
 
 
 @pytest.mark.parametrize("answer", ["the cat", "0", 2, None])
-@pytest.mark.parametrize("name", ["prompt-completion", "conversational", "text", "messages"])
+@pytest.mark.parametrize("name", FORMATS)
 def test_an_answer_that_is_a_column_like_others_hides_no_text(name, answer, tokenizer):
     tokenizer.chat_template = CHAT
     rows = [FORMATS[name](example) for example in make_examples(12)]
