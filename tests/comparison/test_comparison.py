@@ -13,14 +13,16 @@ from datasets import Dataset
 from tiny import make_examples, make_model, make_tokenizer
 
 from trim_trainer.cli.main import main
+from trim_trainer.comparison import cells
 from trim_trainer.comparison.cells import Cell, CellResult, run_cell
 from trim_trainer.comparison.comparison import Comparison, steps_in_seconds
 from trim_trainer.comparison.methods import METHODS, distinct_methods
 from trim_trainer.comparison.picture import STYLES
 from trim_trainer.comparison.rows import group
 from trim_trainer.comparison.table import tabulate
-from trim_trainer.recipe import parse_recipe
+from trim_trainer.recipe import make_trainer, parse_recipe
 from trim_trainer.records.measurement import Measurement, Quality
+from trim_trainer.scoring.measuring import measure_model
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +235,24 @@ def test_a_cell_takes_one_of_several_gpus(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(Cell, "recipe", with_two_gpus)
     run_cell(Cell("full", 6, 0, 1e-3), parse_recipe(["--config", str(recipe)]), (), tmp_path)
     assert results(tmp_path)["."]["num_train_tokens"] > 0
+
+
+@pytest.mark.parametrize("method", ["full", "progressive", "tail"])
+def test_a_cell_is_scored_without_what_its_optimizer_held(method, recipe, tmp_path, monkeypatch):
+    trainers, held = [], []
+
+    def made(*arguments):
+        trainers.append(make_trainer(*arguments))
+        return trainers[-1]
+
+    def measured(*arguments, **options):
+        held.append(len(trainers[0].optimizer.state))
+        return measure_model(*arguments, **options)
+
+    monkeypatch.setattr(cells, "make_trainer", made)
+    monkeypatch.setattr(cells, "measure_model", measured)
+    run_cell(Cell(method, 4, 0, 1e-3), parse_recipe(["--config", str(recipe)]), (), tmp_path)
+    assert held == [0] and results(tmp_path)["."]["num_steps"] == 4
 
 
 def test_the_untrained_model_is_one_cell_for_all_seeds_and_rates(recipe, tmp_path):

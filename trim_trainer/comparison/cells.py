@@ -133,6 +133,8 @@ def run_cell(cell: Cell, recipe: Recipe, tasks: Iterable[Task], folder: Path) ->
         trainer.train()
     train_seconds = clock.ended - started if method.trains else 0.0
     train_peak_bytes = peak_memory_bytes(trainer.args.device)
+    if method.trains:
+        trainer.optimizer.state.clear()  # leaves its memory to the scoring: a cell that is killed there has trained for nothing
     trimming = trimming or trainer.trimming
     history = trimming and trimming.history
     model, tokenizer = trainer.model, trainer.processing_class
