@@ -91,6 +91,33 @@ def test_a_best_rate_at_the_end_of_those_tried_is_pointed_out(best, advice, monk
     assert (advice in caplog.text) if advice else not caplog.records
 
 
+def test_a_rate_that_diverged_is_not_the_best(monkeypatch):
+    losses = {1e-2: float("nan"), 1e-3: 0.3, 1e-4: 0.4}
+    results = {rate: replace(make_result(), selection_loss=loss) for rate, loss in losses.items()}
+    results = {rate: replace(found, cell=replace(found.cell, learning_rate=rate)) for rate, found in results.items()}
+    monkeypatch.setattr(Comparison, "_cell", lambda self, cell: results[cell.learning_rate])
+    compared = Comparison(None, ("progressive",), (4,), (0,), tuple(losses), (), Path())
+    assert [result.cell.learning_rate for result in compared.run(6)] == [1e-3]
+
+
+def test_a_run_that_diverges_names_its_cell(recipe, tmp_path, capsys):
+    arguments = [
+        "compare",
+        "--config",
+        str(recipe),
+        "--methods",
+        "progressive",
+        "--seeds",
+        "0",
+        "--learning_rates",
+        "1e30",
+    ]
+    assert main([*arguments, "--output_dir", str(tmp_path), "--scale_learning_rate", "false"]) == 2
+    said = capsys.readouterr().err
+    assert "lr-1e+30/seed-0: The model returns NaN or infinite numbers" in said
+    assert "Or leave 1e+30 out of `--learning_rates`." in said
+
+
 def test_the_methods_train_on_the_same_tokens_and_reach_their_depth(compared):
     found = results(compared[1]).values()
     assert len({result["num_train_tokens"] for result in found if result["cell"]["seed"] == 0}) == 1

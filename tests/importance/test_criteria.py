@@ -5,6 +5,7 @@ from torch.testing import assert_close
 
 from trim_trainer import CRITERIA, Calibration, drop_layers, score_layers
 from trim_trainer.data.tokens import tokenize_examples
+from trim_trainer.importance import calibration
 from trim_trainer.importance.calibration import Settings
 from trim_trainer.importance.choice import choose_layers
 from trim_trainer.importance.racing import find_contenders
@@ -35,6 +36,28 @@ def test_sensitivity_by_loss_is_the_loss_that_the_drop_costs(tokenizer):
     full = loss(make_model())
     for layer in (0, 3, 5):
         assert_close(torch.tensor(scores[layer]), loss(drop_layers(make_model(), [layer])) - full, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("metric", ["loss", "accuracy"])
+@pytest.mark.parametrize("confidence", [None, 0.95])
+@pytest.mark.parametrize("criterion", ["sensitivity", "late_sensitivity"])
+def test_a_layer_without_which_the_model_returns_no_numbers_stays(
+    criterion, confidence, metric, tokenizer, monkeypatch
+):
+    scan = calibration.scan_layers
+
+    def overflowing(model, examples, layout, batch_tokens, candidates, **options):
+        found = scan(model, examples, layout, batch_tokens, candidates, **options)
+        if 5 in candidates:
+            found.log_probs[1 + candidates.index(5)] = torch.nan
+        return found
+
+    monkeypatch.setattr(calibration, "scan_layers", overflowing)
+    model, examples = make_model(), tokenize_examples(make_examples(16), tokenizer)
+    settings = Settings(metric, choose_layout(model, examples), racing_confidence=confidence)
+    scored = calibrate(model, examples, criterion, settings, range(6))
+    assert scored.scores[5] == max(scored.scores)
+    assert choose_layers(scored, criterion, 1, lambda chosen: set(range(6)) - set(chosen)) != (5,)
 
 
 def test_wrong_choices_do_not_change_the_loss(tiny_model, tokenizer):

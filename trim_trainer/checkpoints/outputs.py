@@ -44,8 +44,8 @@ def compare_outputs(model: nn.Module, loaded: PreTrainedModel, has_equal_weights
     _round_weights(loaded, rounding_of(model, loaded))
     rounded = loaded(input_ids=ids, attention_mask=options["attention_mask"]).logits.float()
 
-    least = MIN_ROUNDING * one.abs().max().clamp(min=1)
-    off, rounding = ((each - other).abs().amax(-1).flatten() for each in (one, rounded))
+    least = MIN_ROUNDING * _sizes(one).max().clamp(min=1)
+    off, rounding = (_apart(each, other).amax(-1).flatten() for each in (one, rounded))
     for share, roundings in (OF_EQUAL_WEIGHTS if has_equal_weights else OF_ROUNDED_WEIGHTS).items():
         found, allowed = off.quantile(share), torch.maximum(least, roundings * rounding.quantile(share))
         if not found <= allowed:  # nor where it is not a number
@@ -60,11 +60,21 @@ def _compare_embeddings(model: nn.Module, loaded: PreTrainedModel) -> str | None
     vocab_size = loaded_embed.weight.shape[0]
     for ids in torch.arange(vocab_size, device=loaded_embed.weight.device).split(EMBEDDED_AT_ONCE):
         one, other = (each(ids[None])[0].float() for each in (embed, loaded_embed))  # (ids, hidden)
-        allowed = 2 * MAX_ROUNDINGS * rounding_of(model, loaded) * one.abs().amax(-1)  # computed in as many steps
-        wrong = ids[~((one - other).abs().amax(-1) <= allowed)]
+        allowed = 2 * MAX_ROUNDINGS * rounding_of(model, loaded) * _sizes(one).amax(-1)  # computed in as many steps
+        wrong = ids[~(_apart(one, other).amax(-1) <= allowed)]
         if len(wrong):
             return f"token {wrong[0].item()} has another embedding"
     return None
+
+
+def _apart(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """How far numbers are apart; where both are NaN, or infinite alike, as after training that has diverged, not at all."""
+    return (one - other).abs().masked_fill((one == other) | (one.isnan() & other.isnan()), 0)
+
+
+def _sizes(values: torch.Tensor) -> torch.Tensor:
+    """How large numbers are that are finite; 0 for others."""
+    return values.abs().masked_fill(~values.isfinite(), 0)
 
 
 def _compare_tokens(model, tokens, loaded_tokens, num_prompt: int, allowed: torch.Tensor) -> str | None:

@@ -126,7 +126,11 @@ def _compare_tensors(directory, found: dict[str, torch.Tensor], expected: dict[s
 
 
 def _is_equal(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    return torch.equal(found.cpu(), expected.cpu().to(found.dtype))
+    found, expected = found.cpu(), expected.cpu().to(found.dtype)
+    if torch.equal(found, expected):
+        return True
+    # A model whose training has diverged is saved as it is, and may be the best there is with what came before.
+    return found.is_floating_point() and torch.allclose(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 from ..evaluation.isolation import run_alone
 from ..evaluation.tasks import Task
 from ..recipe import Recipe
+from ..scoring.finite import DivergedError
 from .cells import RESULT, Cell, CellResult, run_cell
 from .methods import FULL, METHODS
 
@@ -71,7 +72,7 @@ class Comparison:
             yield self._cell(Cell(method, depth, self.seeds[0], self.learning_rates[0]))
             return
         first = [self._cell(Cell(method, depth, self.seeds[0], rate)) for rate in self.learning_rates]
-        best = min(first, key=lambda result: result.selection_loss)
+        best = min(first, key=lambda result: (math.isnan(result.selection_loss), result.selection_loss))
         self._warn_unless_bracketed(best.cell)
         yield best
         for seed in self.seeds[1:]:
@@ -101,6 +102,10 @@ class Comparison:
             run_alone(run_cell, cell, self.recipe, self.tasks, folder)
         except ChildProcessError as error:
             raise ChildProcessError(f"{folder}: {error} The same command goes on from what is finished.") from None
+        except DivergedError as error:
+            raise DivergedError(
+                f"{folder}: {error} Or leave {cell.learning_rate:g} out of `--learning_rates`."
+            ) from None
         return CellResult.load(folder)
 
     def _check_same(self, done: CellResult, settings: dict[str, Any], folder: Path) -> None:

@@ -62,9 +62,10 @@ def measure(log_probs: torch.Tensor, examples: list[ScoredExample], metric: str)
 
 
 def predict(log_probs: torch.Tensor, examples: list[ScoredExample]) -> torch.Tensor:
-    """Return (..., examples): the index of the choice with the largest summed log-probability."""
+    """Return (..., examples): the index of the choice with the largest summed log-probability; -1 where one is NaN."""
     sizes = [len(example.choice_ids) for example in examples]
-    return torch.stack([choices.argmax(-1) for choices in log_probs.split(sizes, dim=-1)], dim=-1)
+    best = [choices.max(-1) for choices in log_probs.split(sizes, dim=-1)]
+    return torch.stack([indices.masked_fill(values.isnan(), -1) for values, indices in best], dim=-1)
 
 
 def majority_accuracy(examples: list[ScoredExample]) -> float:
@@ -84,12 +85,17 @@ def majority_accuracy(examples: list[ScoredExample]) -> float:
 
 
 def macro_f1(predicted: list[int], examples: list[ScoredExample]) -> float | None:
-    """Mean over the choices of the F1 of each, one never given counting 0; None: the examples differ in their choices."""
+    """Mean over the choices of the F1 of each, one never given counting 0; None: the examples differ in their choices.
+
+    Args:
+        predicted: As from `predict`.
+        examples: That they are of.
+    """
     offered = [[example.counted(k) for k in range(len(example.choice_ids))] for example in examples]
     classes = set(offered[0])
     if any(set(choices) != classes for choices in offered):
         return None
     numbers = {choice: number for number, choice in enumerate(sorted(classes))}
     right = [numbers[choices[example.answer]] for choices, example in zip(offered, examples, strict=True)]
-    given = [numbers[choices[k]] for k, choices in zip(predicted, offered, strict=True)]
+    given = [numbers[choices[k]] if k >= 0 else -1 for k, choices in zip(predicted, offered, strict=True)]
     return float(f1_score(right, given, labels=list(numbers.values()), average="macro", zero_division=0))

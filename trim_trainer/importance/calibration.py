@@ -15,6 +15,8 @@ from ..scoring.scan import LayerScan, scan_layers
 from ..scoring.takeover import Takeover
 from .racing import Race, example_harms, find_contenders, race
 
+IMPOSSIBLE = -1e4  # nats: log-probability of what no model would say
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -125,6 +127,15 @@ class Calibration:
 
     def _scan(self, examples: list[ScoredExample], candidates: list[Cut]) -> LayerScan:
         settings = self.settings
-        return scan_layers(
+        found = scan_layers(
             self.model, examples, settings.layout, settings.batch_tokens, candidates, takeovers=settings.takeovers
         )
+        return replace(found, log_probs=_readable(found.log_probs, examples))
+
+
+def _readable(log_probs: torch.Tensor, examples: list[ScoredExample]) -> torch.Tensor:
+    """Where the model returns no numbers without a candidate, as 16 bits that overflow do, its answers are all wrong."""
+    is_lost = ~log_probs.isfinite()
+    is_lost[0] = False  # the model as it is: nothing can be scored with one that returns none
+    is_right = torch.tensor([k == example.answer for example in examples for k in range(len(example.choice_ids))])
+    return torch.where(is_lost, torch.where(is_right, 2 * IMPOSSIBLE, IMPOSSIBLE), log_probs)

@@ -15,6 +15,7 @@ from ..data.metrics import choose_metric, measure, scored_by
 from ..data.preparation import ProcessingClass, TextSettings, read_rows
 from ..data.tokens import tokenize_examples
 from ..import_messages import say_import_messages
+from ..scoring.finite import check_finite
 from ..scoring.scan import score_choices
 from ..scoring.solutions import solve_takeovers
 from ..scoring.takeover import Takeover
@@ -67,6 +68,7 @@ def calibrate(
         candidates: Layers and seams that may go, which are left out in turn. None: all.
 
     Raises:
+        DivergedError: the model returns numbers that are not finite.
         ValueError: the criterion returns something else than one finite number for each of these.
     """
     started, depth = time.perf_counter(), len(find_layers(model))
@@ -75,14 +77,15 @@ def calibrate(
     calibration = Calibration(model, examples, settings, candidates)
     scored = find_criterion(criterion).judge(calibration)
     scores = scored.values
+    evidence = scored.evidence or Evidence(
+        score_choices(model, examples, settings.layout, settings.batch_tokens), activation_norms=None
+    )
+    check_finite(evidence.log_probs, model)
     if scores.shape != (len(cuts),) or not scores.isfinite().all():
         raise ValueError(
             f"Criterion {criterion_name(criterion)!r} returned {scores.tolist()}, expected {len(cuts)} finite numbers, one "
             f"per layer{' and one per seam between two, in turn' if settings.with_seams else ''}."
         )
-    evidence = scored.evidence or Evidence(
-        score_choices(model, examples, settings.layout, settings.batch_tokens), activation_norms=None
-    )
     norms = evidence.activation_norms
     return LayerScores(
         tuple(scores.tolist()),

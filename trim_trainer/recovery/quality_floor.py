@@ -25,10 +25,15 @@ class QualityFloor:
         self._last_good: LastGood | None = None
 
     def is_crossed(self, metric: float) -> bool:
-        """Whether `metric` is worse than before the first drop by more than `max_metric_drop`."""
+        """Whether `metric` is worse than before the first drop by more than `max_metric_drop`, or not a number."""
         if self.max_metric_drop is None or self._first is None:
             return False
-        return self._sign * (self._first - metric) > self.max_metric_drop
+        return not self._sign * (self._first - metric) <= self.max_metric_drop
+
+    @property
+    def has_good(self) -> bool:
+        """Whether there is a depth to come back to."""
+        return self._last_good is not None
 
     def keep(self, metric: float, model: nn.Module, optimizer, history: TrimHistory) -> None:
         """Remember the model as the last good one, right before a drop."""

@@ -16,6 +16,7 @@ from ..architectures.kept import Seam
 from ..architectures.modules import find_layers
 from ..data.examples import ScoredExample
 from .batches import make_batches
+from .finite import check_finite
 from .hooks import hidden_of, plain_forward
 from .scored_positions import no_logits
 
@@ -71,6 +72,7 @@ def find_projections(
         joined: Layers that seams leave, and that are no part of the model.
 
     Raises:
+        DivergedError: the model returns numbers that are not finite.
         UnsupportedArchitectureError: there is none: a norm or a gate stands behind the last one, or experts do the work; or
             the layer sees something else than a state per token.
     """
@@ -111,6 +113,7 @@ def _find(
             if isinstance(module, nn.Linear | Conv1D) and module not in elsewhere:
                 hooks.callback(module.register_forward_hook(lambda module, args, output: ran.append(module)).remove)
         before = hidden_of(run())
+    check_finite(before, model)
     # Some see another sequence than that of the tokens: patches of bytes, or a prompt in front.
     sees_tokens = before.shape[:2] == shape
     for module in reversed(list(dict.fromkeys(ran))) if sees_tokens else ():

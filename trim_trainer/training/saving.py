@@ -1,5 +1,6 @@
 """What a trimming run writes: a checkpoint to resume, or the model with its history and card, loaded back and compared."""
 
+import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,10 +16,13 @@ from ..checkpoints.precision import cast_tensors, say_dtype
 from ..checkpoints.verification import verify_checkpoint, verify_tensors
 from ..hub.card_files import write_card
 from ..hub.weights import weights_digest
+from ..scoring.finite import name_not_finite
 from ..surgery.ties import say_untied
 from .asked import record_of
 from .card_files import collect_facts
 from .ending import history_beside
+
+logger = logging.getLogger(__name__)
 
 Writer = Callable[[Path | None, dict[str, torch.Tensor] | None], None]
 
@@ -52,6 +56,10 @@ def save_trimmed(trainer, output_dir: Path | None, state_dict: dict[str, torch.T
             write(output_dir, state_dict)
     if not trainer.args.should_save:
         return
+    if (name := name_not_finite(trainer.model)) is not None:
+        logger.warning(
+            "%r of the model is NaN or infinite: training has diverged. It is saved as it is, in %s.", name, folder
+        )
     if trainer.is_writing_checkpoint:
         _add_to_checkpoint(trainer, folder)
     elif is_adapted:

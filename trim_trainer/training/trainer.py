@@ -191,6 +191,7 @@ class TrimTrainer(HookedTrainer):
         Raises:
             FileExistsError: `output_dir` holds another run, and neither resuming nor overwriting is asked for.
             ValueError: the run is too short to reach the target.
+            DivergedError: a layer is to go and the model returns NaN; it is a ValueError.
         """
         if self.trimming is None:
             resume_from_checkpoint = read_switch(resume_from_checkpoint)

@@ -1,6 +1,7 @@
 """The algorithm of TrimLLM: score, choose, drop, recover, freeze, record, until a depth is reached (arXiv 2412.11242)."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -24,6 +25,7 @@ from ..importance.scores import LayerScores, calibrate
 from ..records.history import Dropped, Round, TrimHistory
 from ..recovery.compensation import Compensation
 from ..recovery.quality_floor import QualityFloor
+from ..scoring.finite import DivergedError
 from ..scoring.layout import Layout
 from ..scoring.processes import from_main
 from ..scoring.scan import score_choices
@@ -111,7 +113,13 @@ class Trimming:
     def trim_to(self, depth: int) -> None:
         """Drop layers until `depth` of them are left; stop at the quality floor."""
         while self.history.depth > depth and not self.is_over:
-            scored = self.score()
+            try:
+                scored = self.score()
+            except DivergedError:
+                if not self.floor.has_good:
+                    raise
+                self.roll_back(math.nan)
+                return
             if self.floor.is_crossed(scored.metric):
                 self.roll_back(scored.metric)
                 return
