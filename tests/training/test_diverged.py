@@ -109,6 +109,17 @@ def test_what_overflows_is_told_from_what_diverged(make_trainer):
         trainer.train()
 
 
+def test_16_bits_that_overflow_where_the_run_does_not_compute_in_them_are_no_reason_to_refuse_it(make_trainer):
+    model = make_model().half()
+    with torch.no_grad():
+        model.model.layers[2].mlp.up_proj.weight.mul_(2e5)
+        model.model.layers[2].mlp.down_proj.weight.div_(2e4)
+    trainer = make_trainer(model=model, **ASKED | {"compensation_size": None}, bf16=True, learning_rate=0.0)
+    assert trainer.compensation_size == 0
+    trainer.train()
+    assert trainer.history.depth == 4
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_checkpoint_of_it_verifies_and_another_one_does_not(value, tmp_path):
     model = make_model()

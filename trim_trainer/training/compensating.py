@@ -11,6 +11,7 @@ from ..data.metrics import scored_by
 from ..data.preparation import read_rows
 from ..data.splits import draw_rows
 from ..data.tokens import score_rows
+from ..scoring.finite import DivergedError
 from ..scoring.processes import from_main
 from ..scoring.projection import check_compensation
 from ..surgery.drop import is_quantized
@@ -33,7 +34,10 @@ def why_none_takes_over(trainer, examples: list[ScoredExample]) -> str | None:
     if trainer.accelerator.is_main_process:
         try:
             check_compensation(trainer.causal_lm, min(examples, key=lambda example: example.num_tokens))
-        except UnsupportedArchitectureError as error:
+        except (
+            UnsupportedArchitectureError,
+            DivergedError,
+        ) as error:  # the run may compute in a precision that holds it
             why = str(error)
     return from_main(why)
 
