@@ -240,3 +240,27 @@ def test_a_backup_brings_dropped_layers_back(name):
     assert model.config.to_dict() == config
     assert all(one is other for one, other in zip(model.parameters(), parameters, strict=True))
     assert torch.equal(greedy(model), greedy(model, use_cache=False))
+
+
+@pytest.mark.parametrize("moment", ["before", "between", "behind"])
+@pytest.mark.parametrize("name", ["llama", "mixtral"])
+def test_a_restored_model_records_each_state_once(name, moment):
+    """Transformers puts hooks on the modules of a model once, when a state is first asked for."""
+    model = zoo.make(name)
+
+    def states():
+        outputs = model(torch.arange(3, 9)[None], output_hidden_states=True, output_attentions=True)
+        return {key: len(outputs[key]) for key in ("hidden_states", "attentions", "router_logits") if key in outputs}
+
+    model.set_attn_implementation("eager")
+    depth = model.config.num_hidden_layers
+    if moment == "before":
+        states()
+    backup = LayerBackup(model)
+    if moment == "between":
+        states()
+    drop_layers(model, [1])
+    assert states()["hidden_states"] == depth
+    backup.restore()
+    expected = {"hidden_states": depth + 1, "attentions": depth, "router_logits": depth}
+    assert states() == {key: number for key, number in expected.items() if key in states()}

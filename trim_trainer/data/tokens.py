@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from datasets import Dataset, IterableDataset
 from trl.data_utils import common_prefix_length
 
 from .choices import CalibrationError, has_choices
@@ -124,6 +125,12 @@ def _say_skipped(num_skipped: int, num_rows: int, max_length: int | None) -> Non
 def image_column(row: dict[str, Any]) -> str | None:
     """The column in which a row has images; None: it has none."""
     return next((column for column in IMAGES if row.get(column) is not None and row[column] != []), None)
+
+
+def may_have_images(dataset: Dataset | IterableDataset) -> bool:
+    """Whether a data set has a column of images, in whichever of its rows; it is not read to its end."""
+    columns = dataset.column_names or next(iter(dataset), {})
+    return not set(IMAGES).isdisjoint(columns)
 
 
 def _check_text_only(row: dict[str, Any]) -> None:

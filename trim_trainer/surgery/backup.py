@@ -4,6 +4,7 @@ import copy
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils import output_capturing
 
 from .blueprint import TORCH_STATE, is_plain
 
@@ -42,12 +43,25 @@ class LayerBackup:
         for config, fields in self._adapters:
             vars(config).clear()
             vars(config).update(copy.deepcopy(fields))
+        for module in self._modules:
+            _forget_recorders(module)
 
     def _keep_config(self, config) -> None:
         if isinstance(config, PretrainedConfig) and id(config) not in self._configs:
             self._configs[id(config)] = (config, _copy_fields(config.__dict__))
             for part in config.__dict__.values():
                 self._keep_config(part)
+
+
+def _forget_recorders(module: nn.Module) -> None:
+    """Take away the hooks by which Transformers records hidden states and router logits, and that it has put them there.
+
+    It puts them on every module once, when a state is first asked for: that may have been between a drop and its undoing.
+    """
+    hooks = vars(module)["_forward_hooks"]
+    for key in [key for key, hook in hooks.items() if getattr(hook, "__module__", None) == output_capturing.__name__]:
+        del hooks[key]
+    vars(module).pop("_output_capturing_hooks_installed", None)
 
 
 def _copy_settings(module: nn.Module) -> tuple[dict[str, dict | set], dict]:

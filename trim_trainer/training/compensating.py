@@ -10,7 +10,7 @@ from ..data.examples import ScoredExample
 from ..data.metrics import scored_by
 from ..data.preparation import read_rows
 from ..data.splits import draw_rows
-from ..data.tokens import score_rows
+from ..data.tokens import may_have_images, score_rows
 from ..scoring.finite import DivergedError
 from ..scoring.processes import from_main
 from ..scoring.projection import check_compensation
@@ -78,6 +78,9 @@ def why_not_compensated(trainer) -> str | None:
         "with quantized weights, which cannot be solved for": is_quantized(trainer.causal_lm),
         "with DeepSpeed, which keeps weights of its own beside the model's": trainer.is_deepspeed_enabled,
         "with FSDP, which spreads weights over all processes": trainer.is_fsdp_enabled,
+        "with images in the training set, of which the states that are compared would see the text alone": may_have_images(
+            trainer.train_dataset
+        ),
         f"with `optim` {str(args.optim)!r}, which keeps a second set of weights": "schedule_free" in args.optim,
     }
     return next((why for why, is_so in rules.items() if is_so), None)
