@@ -8,7 +8,7 @@ import zoo
 from datasets import Dataset
 from tiny import NUM_LAYERS, TRAINING, make_examples, make_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForSequenceClassification
-from trl import SFTConfig, SFTTrainer
+from trl import BEMACallback, SFTConfig, SFTTrainer
 
 from trim_trainer import TrimConfig, TrimHistory, TrimTrainer, verify_checkpoint
 from trim_trainer.architectures.modules import find_layers
@@ -301,6 +301,17 @@ def test_a_schedule_that_cannot_work_is_refused_before_the_first_step(fields, me
         trainer.train()
     assert trainer.state.global_step == 0
     assert trainer.history.rounds == ()
+
+
+def test_a_callback_that_averages_layer_by_layer_is_refused_with_a_target_alone(make_trainer, tmp_path):
+    averaging = {"callbacks": [BEMACallback(update_freq=2)], "output_dir": "averaged"}
+    trainer = make_trainer(target_layers=4, **averaging)
+    with pytest.raises(ValueError, match="A target is set, and BEMACallback is among the callbacks.*Leave it out"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    make_trainer(**averaging).train()
+    averaged = AutoModelForCausalLM.from_pretrained(tmp_path / "averaged" / "bema")
+    assert len(averaged.model.layers) == averaged.config.num_hidden_layers == NUM_LAYERS
 
 
 def test_layers_that_have_to_stay_are_never_proposed(make_trainer, tmp_path):

@@ -12,6 +12,7 @@ from datasets import Dataset, IterableDataset
 from torch.distributed.fsdp import FSDPModule
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import BEMACallback
 
 from ..architectures.configs import num_layers
 from ..architectures.halves import find_halves
@@ -189,6 +190,17 @@ def check_router_loss(trainer) -> None:
             f"compute the routers' loss of {type(trainer.causal_lm).__name__}: its config says no "
             f"`{'` and no `'.join(missing)}`. Set `router_aux_loss_coef` to 0.0."
         )
+
+
+def check_callbacks(trainer) -> None:
+    """Raise a ValueError for a callback that averages weights layer by layer: those that go leave it with other layers."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, BEMACallback):
+            raise ValueError(
+                f"A target is set, and {type(callback).__name__} is among the callbacks: it averages the weights that the model has "
+                "when training begins, so that what it saves would have layers that its config does not count. Leave it out, or "
+                "train what is left with it, without a target."
+            )
 
 
 def check_distillation(trainer) -> None:

@@ -39,6 +39,7 @@ from ..surgery.zero import rebuild_engine
 from .asked import base_weights_of
 from .card_files import collect_facts
 from .checks import (
+    check_callbacks,
     check_distillation,
     check_model,
     check_router_loss,
@@ -205,6 +206,7 @@ class TrimTrainer(HookedTrainer):
 
     def train_to_target(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         """Train, dropping layers on the way, and measure the result; depths on the way stay where they were left."""
+        check_callbacks(self)
         checkpoint = find_resumed(self, resume_from_checkpoint)
         self._resumed = resume(self, checkpoint) if checkpoint else None
         self._first_depth = self.history.depth
