@@ -74,13 +74,15 @@ def lines() -> list[list[str]]:
 
 
 def _best_whole(cells: dict[Cell, dict[str, dict]], task: str) -> dict[str, dict]:
-    """Full depth at its best rate: that of the highest mean accuracy, of equal ones that of the lowest loss."""
+    """Full depth at its best rate, on the seeds that all rates have: of the highest accuracy, then of the lowest loss."""
     whole = [runs for cell, runs in cells.items() if (cell.task, cell.method) == (task, "full")]
+    shared = set.intersection(*(set(runs) for runs in whole))
 
     def quality(runs: dict[str, dict]) -> tuple[float, float]:
-        return _mean(runs.values(), "accuracy"), -_mean(runs.values(), "loss")
+        rows = [runs[seed] for seed in shared]
+        return _mean(rows, "accuracy"), -_mean(rows, "loss")
 
-    return max(whole, key=quality, default={})
+    return max(whole, key=quality)
 
 
 def _mean(rows: Iterable[dict], name: str) -> float:
