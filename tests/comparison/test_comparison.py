@@ -101,17 +101,8 @@ def test_a_rate_that_diverged_is_not_the_best(monkeypatch):
 
 
 def test_a_run_that_diverges_names_its_cell(recipe, tmp_path, capsys):
-    arguments = [
-        "compare",
-        "--config",
-        str(recipe),
-        "--methods",
-        "progressive",
-        "--seeds",
-        "0",
-        "--learning_rates",
-        "1e30",
-    ]
+    arguments = ["compare", "--config", str(recipe), "--methods", "progressive", "--seeds", "0"]
+    arguments += ["--learning_rates", "1e30"]
     assert main([*arguments, "--output_dir", str(tmp_path), "--scale_learning_rate", "false"]) == 2
     said = capsys.readouterr().err
     assert "lr-1e+30/seed-0: The model returns NaN or infinite numbers" in said

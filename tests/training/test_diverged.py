@@ -67,9 +67,8 @@ def test_behind_the_last_drop_it_is_saved_as_it_is(make_trainer, tmp_path, caplo
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     assert len(loaded.model.layers) == 4 and loaded.lm_head.weight.isnan().all()
     quality = TrimHistory.load(tmp_path / "saved").measured(4).quality["eval"]
-    assert (
-        math.isnan(quality.loss) and quality.accuracy == quality.macro_f1 == 0
-    )  # who returns no numbers answers nothing
+    # Who returns no numbers answers nothing.
+    assert math.isnan(quality.loss) and quality.accuracy == quality.macro_f1 == 0
 
 
 def test_the_best_model_is_the_one_from_before(make_trainer):

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from ..architectures.kept import Cut, candidate_cuts
 from ..architectures.modules import find_layers
 from ..data.examples import ScoredExample
+from ..scoring.finite import check_finite
 from ..scoring.layout import Layout
 from ..scoring.scan import LayerScan, scan_layers
 from ..scoring.takeover import Takeover
@@ -130,12 +131,12 @@ class Calibration:
         found = scan_layers(
             self.model, examples, settings.layout, settings.batch_tokens, candidates, takeovers=settings.takeovers
         )
+        check_finite(found.log_probs[0], self.model)
         return replace(found, log_probs=_readable(found.log_probs, examples))
 
 
 def _readable(log_probs: torch.Tensor, examples: list[ScoredExample]) -> torch.Tensor:
     """Where the model returns no numbers without a candidate, as 16 bits that overflow do, its answers are all wrong."""
     is_lost = ~log_probs.isfinite()
-    is_lost[0] = False  # the model as it is: nothing can be scored with one that returns none
     is_right = torch.tensor([k == example.answer for example in examples for k in range(len(example.choice_ids))])
     return torch.where(is_lost, torch.where(is_right, 2 * IMPOSSIBLE, IMPOSSIBLE), log_probs)

@@ -7,7 +7,6 @@ import torch
 
 from ..architectures.errors import UnsupportedArchitectureError
 from ..data.metrics import measure
-from ..scoring.finite import check_finite
 from .calibration import Calibration, Evidence
 from .estimates import angular_distance, block_influence, taylor
 
@@ -69,7 +68,6 @@ def score_late_sensitivity(calibration: Calibration) -> torch.Tensor:
 def score_activation_norm(calibration: Calibration) -> torch.Tensor:
     """Layers with a large output norm go first (TrimLLM's criterion for ties, on its own)."""
     if calibration.scan.activation_norms is None:
-        check_finite(calibration.scan.log_probs[0], calibration.model)
         raise UnsupportedArchitectureError(
             f"The layers of {type(calibration.model).__name__} do not return (batch, seq, hidden), so their norms cannot "
             "be compared. Use `importance='sensitivity'`."

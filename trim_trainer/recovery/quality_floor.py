@@ -30,11 +30,6 @@ class QualityFloor:
             return False
         return not self._sign * (self._first - metric) <= self.max_metric_drop
 
-    @property
-    def has_good(self) -> bool:
-        """Whether there is a depth to come back to."""
-        return self._last_good is not None
-
     def keep(self, metric: float, model: nn.Module, optimizer, history: TrimHistory) -> None:
         """Remember the model as the last good one, right before a drop."""
         if self.max_metric_drop is not None:

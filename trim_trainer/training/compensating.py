@@ -34,11 +34,8 @@ def why_none_takes_over(trainer, examples: list[ScoredExample]) -> str | None:
     if trainer.accelerator.is_main_process:
         try:
             check_compensation(trainer.causal_lm, min(examples, key=lambda example: example.num_tokens))
-        except (
-            UnsupportedArchitectureError,
-            DivergedError,
-        ) as error:  # the run may compute in a precision that holds it
-            why = str(error)
+        except (UnsupportedArchitectureError, DivergedError) as error:
+            why = str(error)  # what overflows here may not in the precision of the run
     return from_main(why)
 
 

@@ -116,7 +116,7 @@ class Trimming:
             try:
                 scored = self.score()
             except DivergedError:
-                if not self.floor.has_good:
+                if not self.floor.is_crossed(math.nan):
                     raise
                 self.roll_back(math.nan)
                 return
