@@ -247,7 +247,7 @@ def check_recipe(recipe: Recipe) -> tuple[int, int]:
     source, given = recipe.source, recipe.training_args.model_init_kwargs or {}
     source.load_config()  # names the model where there is none
     args = recipe.replace(model_init_kwargs={"revision": source.revision} | given).training_args
-    return check_model(source.path, args)
+    return check_model(source.path, args, has_tokenizer=False)
 
 
 def load_splits(script: RecipeArguments, needs_test: bool = False) -> dict[str, Dataset | IterableDataset]:

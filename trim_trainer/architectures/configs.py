@@ -5,10 +5,7 @@ from transformers import (
 )
 
 from .errors import UnsupportedArchitectureError
-from .rewriting import depth_of
-
-# Names of the text decoder's config inside that of a composite model.
-TEXT_CONFIGS = ("text_config", "thinker_config", "llm_config", "language_config", "decoder", "global_config")
+from .rewriting import TEXT_CONFIGS, depth_of
 
 
 def text_path(config: PretrainedConfig) -> tuple[str, ...]:

@@ -24,6 +24,9 @@ ENCODER_DEPTHS = ("encoder_layers", "num_encoder_layers")
 # Lists whose length is the depth, for configs that derive the number from them.
 DEPTH_LISTS = ("layers_block_type", "attn_layers")
 
+# Names of the text decoder's config inside that of a composite model.
+TEXT_CONFIGS = ("text_config", "thinker_config", "llm_config", "language_config", "decoder", "global_config")
+
 # Legacy fields that a list overrides, and that Transformers keeps writing: other runtimes may read them, so they go.
 STALE = {
     "sliding_window_pattern": "layer_types",
@@ -60,6 +63,12 @@ def depth_of(fields: dict[str, Any]) -> int | None:
         if isinstance(fields.get(name), int):
             return fields[name]
     return next((len(fields[name]) for name in DEPTH_LISTS if fields.get(name)), None)
+
+
+def depth_in(config: dict[str, Any]) -> int | None:
+    """The same of a whole `config.json`, whose text decoder may be a part of it."""
+    part = next((config[name] for name in TEXT_CONFIGS if isinstance(config.get(name), dict)), None)
+    return depth_of(config) if part is None else depth_in(part)
 
 
 def rewrite(

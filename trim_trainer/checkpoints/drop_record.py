@@ -34,6 +34,8 @@ def write_drop_record(
     config: PretrainedConfig,
     dropped: tuple[list[int], list[tuple[int, int]]],
     num_parameters: tuple[int, int],
+    *,
+    earlier: TrimHistory | None = None,
     vocabulary: VocabularyRecord | None = None,
 ) -> None:
     """Write history and card of a drop without training; one of a trimmed model goes on with that model's history.
@@ -44,12 +46,12 @@ def write_drop_record(
         config: Of the one that is left.
         dropped: Layers and seams, as the one before counts them.
         num_parameters: Before, and of what is left.
+        earlier: Beside the one before.
         vocabulary: What a smaller one kept; None: it is as it was.
     """
     left = num_layers(config)
     depth = left + sum(map(len, dropped))
     before, after = Measurement(depth, num_parameters[0]), Measurement(left, num_parameters[1])
-    earlier = read_history(source.path, source.revision)
     if earlier is not None and earlier.depth != depth:
         logger.warning("%s of %s speaks of %d layers, the model has %d: it is left out.", HISTORY_NAME, source.path,
                        earlier.depth, depth)  # fmt: skip
@@ -65,9 +67,13 @@ def write_drop_record(
 
 
 def read_history(path: str | Path, revision: str = "main") -> TrimHistory | None:
-    """The history beside a checkpoint, here or on the Hub; None: there is none."""
-    text = _read(str(path), HISTORY_NAME, revision)
-    return None if text is None else TrimHistory.from_json(text, str(path))
+    """The history beside a checkpoint, here or on the Hub; None: there is none.
+
+    Raises:
+        ValueError: it is damaged, or of a newer format.
+    """
+    found = find_file(str(path), HISTORY_NAME, revision)
+    return None if found is None else TrimHistory.load(found.parent)
 
 
 def _facts(folder: Path, source: Source, config: PretrainedConfig, earlier: TrimHistory | None) -> CardFacts:
@@ -104,12 +110,8 @@ def _dtype(config: PretrainedConfig) -> str | None:
 def _said_of(source: Source) -> dict[str, Any]:
     """The metadata of the card beside the checkpoint."""
     try:
-        return Card.read(_read(source.path, CARD_NAME, source.revision) or "").metadata
+        found = find_file(source.path, CARD_NAME, source.revision)
+        return {} if found is None else Card.read(found.read_text(encoding="utf-8")).metadata
     except ValueError as error:
         logger.warning("The licence of %s is not known: %s.", source.path, error)
         return {}
-
-
-def _read(path: str, name: str, revision: str) -> str | None:
-    found = find_file(path, name, revision)
-    return None if found is None else found.read_text(encoding="utf-8")

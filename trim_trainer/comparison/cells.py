@@ -11,12 +11,14 @@ from typing import Any
 from datasets import IterableDataset
 from transformers import TrainerCallback
 
+from ..causes import tell
 from ..data.splits import example_key, first_rows
 from ..evaluation.quiet import quiet_libraries
 from ..evaluation.tasks import Task
 from ..importance.unit import LAYER, SUBLAYER
 from ..recipe import Recipe, load_splits, make_trainer
 from ..records.history import Dropped
+from ..records.json_files import read_json
 from ..records.measurement import Measurement
 from ..scoring.measuring import measure_model
 from ..scoring.speed import (
@@ -104,10 +106,20 @@ class CellResult:
 
     @classmethod
     def load(cls, folder: Path) -> "CellResult":
-        """Read what a finished cell has written."""
-        data = {"num_steps": None, "chosen": None} | json.loads((folder / RESULT).read_text(encoding="utf-8"))
-        own = {entry.name: data[entry.name] for entry in fields(cls) if entry.name != "measured"}
-        return cls(**own | {"cell": Cell(**data["cell"]), "measured": Measurement.from_plain(data)})
+        """Read what a finished cell has written.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        path = folder / RESULT
+        try:
+            data = {"num_steps": None, "chosen": None} | read_json(path)
+            own = {entry.name: data[entry.name] for entry in fields(cls) if entry.name != "measured"}
+            return cls(**own | {"cell": Cell(**data["cell"]), "measured": Measurement.from_plain(data)})
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{str(path)!r} is no result of a cell: {tell(error)} Delete it, and the cell is run again."
+            ) from error
 
 
 def run_cell(cell: Cell, recipe: Recipe, tasks: Iterable[Task], folder: Path) -> None:
@@ -156,7 +168,9 @@ def run_cell(cell: Cell, recipe: Recipe, tasks: Iterable[Task], folder: Path) ->
         measured=measured,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / RESULT).write_text(json.dumps(result.to_plain(), indent=1) + "\n", encoding="utf-8")
+    unfinished = folder / f"{RESULT}.unfinished"
+    unfinished.write_text(json.dumps(result.to_plain(), indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(folder / RESULT)  # at once: what is there is whole, also where this process is killed
 
 
 def _chosen(trimming: Trimming, trainer) -> dict[str, Any]:

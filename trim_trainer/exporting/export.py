@@ -101,6 +101,7 @@ def export(
     _check(source, config, target, task)
     interpreter = find_interpreter(target.environment, python)
     target.check(interpreter, config)
+    history = read_history(source.path, source.revision)
     tokenizer = source.load_tokenizer()
     texts = task.training_texts(tokenizer, NUM_TEXTS) if target.needs_texts else []
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +118,6 @@ def export(
             writer.write(made, weights)
             logger.info("Comparing it with the checkpoint.")
             report = _compare(source, writer, weights, made, tokenizer, task, facts)
-        history = read_history(source.path, source.revision)
         if history is not None:
             history.save(made)
         report.save(made)

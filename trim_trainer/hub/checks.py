@@ -1,12 +1,13 @@
 """What a folder has to be, and what may not leave the machine: the checks before anything is sent."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
+from ..architectures.rewriting import depth_in
 from ..records.files import ADAPTER_CONFIG, HISTORY_NAME
 from ..records.history import TrimHistory
+from ..records.json_files import read_json
 from .layout import CONFIG, INDEX, SINGLE
 from .weights import Layout, damage, depths, digest, find_layouts
 
@@ -47,7 +48,7 @@ def way_out(folder: Path, names: dict[str, Path]) -> str:
 
 def own_code(folder: Path, names: dict[str, Path]) -> dict[str, Path]:
     """The modules without which a model with code of its own does not load; code on the Hub already is named there."""
-    maps = [json.loads(path.read_text(encoding="utf-8")).get("auto_map") for path in _configs(names)]
+    maps = [read_json(path).get("auto_map") for path in _configs(names)]
     named = [entry for each in maps for value in (each or {}).values() for entry in _listed(value)]
     wanted = {f"{entry.split('.')[0]}.py" for entry in named if entry and "--" not in entry}
     if missing := sorted(wanted - names.keys()):
@@ -58,6 +59,19 @@ def own_code(folder: Path, names: dict[str, Path]) -> dict[str, Path]:
     for name, path in code.items():
         check_text(str(folder / name), path.read_text(encoding="utf-8"), is_code=True)
     return code
+
+
+def check_config(path: Path, depth: int) -> None:
+    """Raise a StagingError if a `config.json` does not say which model it is, or names another depth."""
+    config = read_json(path)
+    if not config.get("model_type"):
+        raise StagingError(f"{str(path)!r} has no `model_type`, so nothing says which model this is. Save it again.")
+    named = depth_in(config)
+    if named not in (None, depth):
+        raise StagingError(
+            f"{str(path)!r} is of {named} layers, and {HISTORY_NAME} beside it speaks of {depth}: they are of two models. "
+            "Save the model again."
+        )
 
 
 def _configs(names: dict[str, Path]) -> list[Path]:

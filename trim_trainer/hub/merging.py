@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
+from ..records.json_files import parse_json
+
 # Between these marks a card is generated; outside of them it belongs to people.
 BEGIN, END = "<!-- trim-trainer: generated from here -->", "<!-- trim-trainer: generated to here -->"
 # Inside them, for the next time: the metadata that were written, by which those that people changed are known.
@@ -47,7 +49,7 @@ class Card:
             return cls(metadata, body, None, "", None, None)
         start, end = body.index(BEGIN), body.index(END) + len(END)
         found = _RECORD.search(body, start, end)
-        record = json.loads(found[1]) if found else {}
+        record = _read_record(found[1]) if found else {}
         ours = _RECORD.sub("", body[start:end])
         return cls(metadata, body[:start], ours, body[end:], record.get("metadata"), record.get("outside"))
 
@@ -77,6 +79,14 @@ def merge_cards(existing: str | None, generated: str) -> str:
     ours = new.ours.replace(END, f"<!-- trim-trainer wrote: {record} -->\n{END}")
     head = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
     return f"---\n{head}---\n{before}{ours}{after}"
+
+
+def _read_record(text: str) -> dict[str, Any]:
+    """What was written last; nothing, where somebody has edited the record."""
+    try:
+        return parse_json(text, "the record")
+    except ValueError:
+        return {}
 
 
 def merge_metadata(there: Metadata, new: Metadata, written: Metadata | None) -> Metadata:

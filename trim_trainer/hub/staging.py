@@ -22,8 +22,9 @@ from ..records.files import (
     RECIPE_NAME,
 )
 from ..records.history import TrimHistory
+from ..records.json_files import read_json
 from ..records.settings import read_settings, without_local_path, without_local_paths
-from .checks import StagingError, check_text, choose_weights, own_code, way_out
+from .checks import StagingError, check_config, check_text, choose_weights, own_code, way_out
 from .export_card import LIBRARIES
 from .layout import CONFIG, kind_of
 
@@ -87,12 +88,17 @@ def stage(directory: str | Path, repo_id: str) -> list[Staged]:
         StagingError: a checkpoint is missing or cut short, or a file holds a local path or a secret.
     """
     folder = Path(directory)
-    if (folder / EXPORT_NAME).is_file():
-        return [_stage_export(folder)]
-    depths = sorted(
-        folder.glob(f"{DEPTH_DIR}*"), key=lambda path: int(path.name.removeprefix(DEPTH_DIR)), reverse=True
-    )
-    return [*(_stage_one(path, path.name, repo_id) for path in depths), _stage_one(folder, "main", repo_id)]
+    try:
+        if (folder / EXPORT_NAME).is_file():
+            return [_stage_export(folder)]
+        depths = sorted(
+            folder.glob(f"{DEPTH_DIR}*"), key=lambda path: int(path.name.removeprefix(DEPTH_DIR)), reverse=True
+        )
+        return [*(_stage_one(path, path.name, repo_id) for path in depths), _stage_one(folder, "main", repo_id)]
+    except StagingError:
+        raise
+    except ValueError as error:  # a file that cannot be read
+        raise StagingError(str(error)) from error
 
 
 def _stage_one(folder: Path, revision: str, repo_id: str) -> Staged:
@@ -104,7 +110,11 @@ def _stage_one(folder: Path, revision: str, repo_id: str) -> Staged:
     for name in (HISTORY_NAME, CONFIG):
         if name not in files:
             raise StagingError(f"{str(folder)!r} holds no {name}: {way_out(folder, names)}")
+    for name in files:
+        if name.endswith(".json"):
+            read_json(folder / name)
     history = TrimHistory.load(folder)
+    check_config(folder / CONFIG, history.depth)
     weights = choose_weights(folder, history)
     left_out = [name for name in names if kind_of(name) in ("weights", "adapter") and "/" not in name]
     left_out = sorted(set(left_out) - weights.files)
@@ -122,10 +132,7 @@ def _stage_one(folder: Path, revision: str, repo_id: str) -> Staged:
 
 def _stage_export(folder: Path) -> Staged:
     """What `export` wrote, as it was compared with its checkpoint: a branch of its own."""
-    try:
-        report = ExportReport.load(folder)
-    except ValueError as error:
-        raise StagingError(str(error)) from error
+    report = ExportReport.load(folder)
     if not (folder / HISTORY_NAME).is_file():
         raise StagingError(
             f"{str(folder)!r} was exported from a model that was not trimmed here. `hf upload` puts it on the Hub."

@@ -10,6 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from ..records.json_files import read_json
 from .layout import INDEX, SINGLE
 
 CHUNK_BYTES = 1 << 22
@@ -35,7 +36,7 @@ def find_layouts(folder: Path) -> list[Layout]:
     if (folder / SINGLE).is_file():
         found.append(Layout(SINGLE, (SINGLE,)))
     if (folder / INDEX).is_file():
-        named = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
+        named = read_json(folder / INDEX)["weight_map"].values()
         found.append(Layout(INDEX, tuple(sorted(set(named)))))
     return found
 

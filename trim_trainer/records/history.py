@@ -8,6 +8,7 @@ from typing import Any
 
 from .facts import CardFacts
 from .files import HISTORY_NAME
+from .json_files import damaged, parse_json
 from .measurement import EVALUATION, Measurement
 from .vocabulary import VocabularyRecord
 
@@ -188,19 +189,30 @@ class TrimHistory:
 
         Raises:
             FileNotFoundError: `directory` holds no history.
-            ValueError: the file was written by a newer format.
+            ValueError: the file was written by a newer format, or is damaged.
         """
-        return cls.from_json((Path(directory) / HISTORY_NAME).read_text(encoding="utf-8"), str(directory))
+        path = Path(directory) / HISTORY_NAME
+        return cls.from_json(path.read_bytes(), str(path))
 
     @classmethod
-    def from_json(cls, text: str, source: str = "the text") -> "TrimHistory":
-        """Read what `to_json` returns; `source` names where it comes from. Raises a ValueError as `load` does."""
-        data = json.loads(text)
-        if data["format_version"] > FORMAT_VERSION:
+    def from_json(cls, text: str | bytes, source: str = HISTORY_NAME) -> "TrimHistory":
+        """Read what `to_json` returns; `source` is the file that it comes from. Raises a ValueError as `load` does."""
+        data = parse_json(text, source)
+        version = data.get("format_version")
+        if not isinstance(version, int):
+            raise damaged(source, f"`format_version` is {version!r}, a number was expected")
+        if version > FORMAT_VERSION:
             raise ValueError(
-                f"`format_version` of {HISTORY_NAME} in {source!r} is {data['format_version']}, this version "
-                f"of trim_trainer reads up to {FORMAT_VERSION}. Upgrade trim_trainer."
+                f"`format_version` of {source!r} is {version}, this version of trim_trainer reads up to {FORMAT_VERSION}. "
+                "Upgrade trim_trainer."
             )
+        try:
+            return cls._from_plain(data)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise damaged(source, error) from error
+
+    @classmethod
+    def _from_plain(cls, data: dict[str, Any]) -> "TrimHistory":
         if data["format_version"] == 1:
             data = _from_format_1(data)
         data["format_version"] = FORMAT_VERSION

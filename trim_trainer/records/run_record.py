@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import RUN_NAME
+from .json_files import read_json
 
 
 @dataclass(frozen=True)
@@ -34,5 +35,5 @@ class RunRecord:
         path = Path(directory) / RUN_NAME
         if not path.is_file():
             return None
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
         return cls(**{key: value for key, value in data.items() if key in {entry.name for entry in fields(cls)}})

@@ -1,6 +1,5 @@
 """What a run is asked for, as it is recorded beside its checkpoints, or known of older ones."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import ADAPTER_CONFIG_NAME
 
 from ..records.history import TrimHistory
+from ..records.json_files import read_json
 from ..records.run_record import RunRecord
 from ..scoring.processes import from_main
 from . import fingerprints
@@ -75,7 +75,7 @@ def asked_of(trainer) -> dict[str, Any]:
 
 def known_of(history: TrimHistory, checkpoint: str, asked: dict[str, Any]) -> RunRecord:
     """What a checkpoint without a record says of its run, in the words of what is asked now."""
-    state = json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    state = read_json(Path(checkpoint) / TRAINER_STATE_NAME)
     names = ("target_layers", "importance", "calibration_metric", "calibration_size", "compensation_size")
     settings = {name: getattr(history, name) for name in names}
     if history.rounds:
@@ -84,7 +84,7 @@ def known_of(history: TrimHistory, checkpoint: str, asked: dict[str, Any]) -> Ru
         likely = ratio if ratio is not None else round(len(trained or ()) / history.num_layers, 2)
         settings["sparse_update_ratio"] = None if trained is None else likely
     path = Path(checkpoint) / ADAPTER_CONFIG_NAME
-    adapter = json.loads(path.read_text(encoding="utf-8"))["peft_type"] if path.is_file() else "none"
+    adapter = read_json(path)["peft_type"] if path.is_file() else "none"
     return RunRecord(settings, num_steps=state.get("max_steps"), adapter=adapter)
 
 

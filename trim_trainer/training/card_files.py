@@ -3,6 +3,7 @@
 from importlib import metadata
 from pathlib import Path
 
+from transformers import PreTrainedModel
 from trl.trainer.utils import get_config_model_id
 
 from .. import __version__
@@ -20,11 +21,20 @@ from ..surgery.drop import is_quantized
 VERSIONED = ("trl", "transformers", "torch", "datasets", "accelerate")
 
 
+def earlier_history(model: str | PreTrainedModel) -> TrimHistory | None:
+    """The history beside the model that training begins with, in its folder; None: there is none.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    source = model if isinstance(model, str) else get_config_model_id(model.config)
+    return read_history(source) if source and Path(source).is_dir() else None
+
+
 def collect_facts(trainer, model_name: str | None = None, dataset_name: str | None = None, tags=None) -> CardFacts:
     """Take the facts of the card from a trainer; `recipe` entries come before what the model's config knows."""
     recipe = dict(trainer.recipe or changed_settings(trainer.args))
-    source = get_config_model_id(trainer.model.config)
-    earlier = read_history(source) if source and Path(source).is_dir() else None
+    source, earlier = get_config_model_id(trainer.model.config), trainer.earlier_history
     known = earlier.card if earlier is not None else None
     tags = [tags] if isinstance(tags, str) else list(tags or ())
     dataset = trainer.train_dataset

@@ -18,7 +18,7 @@ from ..architectures.configs import num_layers
 from ..architectures.halves import find_halves
 from ..architectures.modules import find_layers
 from ..architectures.table import find_architecture
-from ..checkpoints.loading import loading, read_config
+from ..checkpoints.loading import check_tokenizer, loading, read_config
 from ..data.choices import CalibrationError, check_choices
 from ..data.splits import NUM_STREAM_ROWS, RowKey, check_disjoint, draw_rows, first_rows, hold_out
 from ..importance.unit import SUBLAYER
@@ -32,8 +32,16 @@ from .schedule import resolve_target
 logger = logging.getLogger(__name__)
 
 
-def check_model(model: str | PreTrainedModel, args: TrimConfig, peft_config=None) -> tuple[int, int]:
+def check_model(
+    model: str | PreTrainedModel, args: TrimConfig, peft_config=None, has_tokenizer: bool = True
+) -> tuple[int, int]:
     """Check that the model can be trimmed as asked.
+
+    Args:
+        model: As for SFTTrainer.
+        args: Of the run.
+        peft_config: As for SFTTrainer.
+        has_tokenizer: Whether the script brings one; else that beside the model is looked at.
 
     Returns:
         Its depth and the depth to reach.
@@ -62,7 +70,7 @@ def check_model(model: str | PreTrainedModel, args: TrimConfig, peft_config=None
             check_tensors(model)
         config = model.config
     else:
-        config = _load_config(model, args)
+        config = _load_config(model, args, has_tokenizer)
         find_architecture(config)
     depth = num_layers(config)
     target = resolve_target(depth, args.target_layers, args.target_ratio)
@@ -88,9 +96,11 @@ def _check_reachable(config: PretrainedConfig, depth: int, target: int, protecte
         )
 
 
-def _load_config(model: str, args: TrimConfig) -> PretrainedConfig:
+def _load_config(model: str, args: TrimConfig, has_tokenizer: bool) -> PretrainedConfig:
     options = {key: value for key, value in (args.model_init_kwargs or {}).items() if key in ("revision", "cache_dir")}
     with loading(model):
+        if not has_tokenizer:
+            check_tokenizer(model)
         return read_config(model, trust_remote_code=args.trust_remote_code, **options)
 
 

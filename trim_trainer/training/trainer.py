@@ -37,7 +37,7 @@ from ..surgery.optimizer import ParameterGroups, sync_optimizer
 from ..surgery.wrapping import rewrap
 from ..surgery.zero import rebuild_engine
 from .asked import base_weights_of
-from .card_files import collect_facts
+from .card_files import collect_facts, earlier_history
 from .checks import (
     check_callbacks,
     check_distillation,
@@ -112,7 +112,8 @@ class TrimTrainer(HookedTrainer):
         kwargs = name_arguments(others, kwargs)
         is_trimming = isinstance(args, TrimConfig) and args.is_trimming
         if is_trimming:
-            num_layers, target = check_model(model, args, kwargs.get("peft_config"))
+            num_layers, target = check_model(model, args, kwargs.get("peft_config"), processing_class is not None)
+            self.earlier_history = earlier_history(model)
             train_dataset, calibration_dataset = split_calibration(
                 train_dataset, eval_dataset, calibration_dataset, args, kwargs.get("formatting_func")
             )
