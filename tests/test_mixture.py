@@ -168,7 +168,7 @@ def test_columns_and_numbers_of_rows_go_with_a_mixture(write):
     assert {name: len(split) for name, split in splits.items()} == {"train": 12, "test": 5}
     assert all(row["prompt"].startswith("Ask: ") for row in splits["train"])
     assert read_task(path, 3).subset().num_rows == 3
-    assert len(read_calibration(path)) == 12 and len(read_calibration(path, "test")) == 5
+    assert len(read_calibration(path)[0]) == 12 and len(read_calibration(path, "test")[0]) == 5
     with pytest.raises(ValueError, match="`split` is 'dev', but the mixture"):
         read_calibration(path, "dev")
     with pytest.raises(ColumnError, match="nothing"):

@@ -2,9 +2,10 @@
 
 import copy
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
@@ -145,9 +146,40 @@ class Recipe:
 PARTS = (RecipeArguments, TrimConfig, ModelConfig)
 
 
+class _Parser(TrlParser):
+    """TRL's parser reads `none` and `null` as no value where a number is optional; here, where any field of ours is."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        hints = get_type_hints(TrimConfig)
+        own = {name for name in TrimConfig.__annotations__ if type(None) in get_args(hints.get(name))}
+        for action in self._actions:
+            if action.dest not in own:
+                continue
+            action.type = _or_none(action.type)
+            if action.nargs == "+":  # an empty list says something
+                action.nargs = "*"
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Parse what is known, see `argparse`."""
+        found, rest = super().parse_known_args(args, namespace)
+        for name, value in vars(found).items():
+            if value == [None]:  # `none` where a list is expected
+                setattr(found, name, None)
+        return found, rest
+
+
+def _or_none(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    def read_or_none(text: str) -> Any:
+        return None if text.lower() in ("none", "null") else read(text)
+
+    read_or_none.__name__ = getattr(read, "__name__", "value")  # which messages of argparse say
+    return read_or_none
+
+
 def make_parser(**kwargs) -> TrlParser:
     """Return the parser of recipes and of the command line; every field is an option of both."""
-    return TrlParser(PARTS, **kwargs)
+    return _Parser(PARTS, **kwargs)
 
 
 def parse_recipe(arguments: list[str], **kwargs) -> Recipe:

@@ -346,3 +346,64 @@ def test_fewer_tokens_are_refused_where_a_control_would_have_all(recipe, tmp_pat
     options = ["--vocab_size", "24", "--methods", "full", "progressive", "--output_dir", str(tmp_path)]
     assert main(["compare", "--config", str(recipe), *options]) == 2
     assert "`vocab_size` is 24, but full would have all tokens" in capsys.readouterr().err
+
+
+def test_a_cell_leaves_out_what_belongs_to_the_run_of_a_recipe(recipe, tmp_path):
+    """Depths on the way, which train on behind it, evaluation on the way, the best checkpoint, the Hub."""
+    settings = yaml.safe_load(recipe.read_text()) | {
+        "target_layers": 4, "target_ratio": None, "save_depths": [5], "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps",
+        "save_steps": 2, "load_best_model_at_end": True, "push_to_hub": True, "eval_on_start": True,
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    arguments = ["--seeds", "0", "--methods", "progressive", "--output_dir", str(tmp_path / "out")]
+    assert main(["compare", "--config", str(tmp_path / "recipe.yaml"), *arguments]) == 0
+    (result,) = results(tmp_path / "out").values()
+    assert result["num_steps"] == 4 and not list((tmp_path / "out").rglob("depth-5"))
+
+
+def test_a_depth_that_cannot_be_reached_is_refused_before_full_depth_trains(recipe, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("trim_trainer.comparison.comparison.run_alone", lambda *_: pytest.fail("a cell is run"))
+    arguments = ["--methods", "full", "progressive", "--depths", "4", "2", "--protected_layers", "0", "1", "2"]
+    assert main(["compare", "--config", str(recipe), *arguments, "--output_dir", str(tmp_path)]) == 2
+    assert "`protected_layers` names 3 layers, but `target_layers` is 2" in capsys.readouterr().err
+
+
+def test_an_empty_list_is_a_setting_of_its_own(recipe, tmp_path):
+    arguments = ["--config", str(recipe), "--output_dir", str(tmp_path)]
+    assert parse_recipe([*arguments, "--protected_layers"]).settings["protected_layers"] == []
+    assert "protected_layers" not in parse_recipe(arguments).settings
+    (tmp_path / "recipe.yaml").write_text(
+        yaml.safe_dump(yaml.safe_load(recipe.read_text()) | {"protected_layers": []})
+    )
+    parsed = parse_recipe(["--config", str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path)])
+    assert parsed.training_args.protected_layers == parsed.settings["protected_layers"] == []
+    none = parse_recipe(["--config", str(tmp_path / "recipe.yaml"), "--output_dir", "o", "--protected_layers", "none"])
+    assert none.training_args.protected_layers is None
+
+
+def test_bytes_that_are_not_known_leave_their_place_empty():
+    """As of quantized weights."""
+    result = make_result(accuracy=0.5)
+    measured = replace(result.measured, num_bytes=None, decode_tokens_per_second=None)
+    header, (line,) = tabulate(group([replace(result, measured=measured)]))
+    assert "weights" not in header and "decode" not in header and "1/s" in line
+
+
+def test_a_result_of_other_examples_is_not_taken_for_one_of_these(recipe, tmp_path, capsys):
+    task, arguments = str(recipe.parent / "prose.yaml"), ["--methods", "full", "--seeds", "0"]
+    arguments = ["compare", "--config", str(recipe), *arguments, "--output_dir", str(tmp_path), "--tasks", task]
+    assert main([*arguments, "--limit", "2"]) == 0
+    assert main([*arguments, "--limit", "3"]) == 2
+    assert "`limit` of the task 'prose' was 2, now it is 3" in capsys.readouterr().err
+
+
+def test_rates_that_are_chosen_by_what_layers_are_chosen_on_are_pointed_out(recipe, caplog):
+    held_out = parse_recipe(["--config", str(recipe), "--output_dir", "o"])
+    for parsed, is_said in ((held_out, False), (without_split(held_out), True)):
+        caplog.clear()
+        Comparison(parsed, ("full",), (4,), (0,), (1e-3, 1e-4), (), Path()).check()
+        assert ("Without `dataset_calibration_split`" in caplog.text) == is_said
+
+
+def without_split(recipe):
+    return replace(recipe, script_args=replace(recipe.script_args, dataset_calibration_split=None))

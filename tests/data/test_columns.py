@@ -95,3 +95,18 @@ def test_half_a_mapping_is_refused():
     options = ["--output_dir", "out", "--doc_to_text", "question"]
     with pytest.raises(ValueError, match="`doc_to_choice` and `doc_to_target` must be set too"):
         parse_recipe(options).script_args.columns  # noqa: B018
+
+
+NUMBERS = Dataset.from_list(
+    [{"question": "?", "options": ["1", "2", "3"], "label": "C", "labels": ["A", "B", "C"], "right": "2"}]
+)
+
+
+def test_digits_of_a_template_are_an_index_and_those_of_a_column_a_choice():
+    """As in lm-evaluation-harness."""
+    by_index = Columns("question", "options", "{{labels.index(label)}}").apply(NUMBERS, "train")[0]
+    assert (by_index["answer"], by_index["completion"]) == (2, " 3")
+    by_text = Columns("question", "options", "right").apply(NUMBERS, "train")[0]
+    assert (by_text["answer"], by_text["completion"]) == (1, " 2")
+    with pytest.raises(ColumnError, match="gives 3, expected an index from 0 to 2"):
+        Columns("question", "options", "{{options[-1]}}").apply(NUMBERS, "train")

@@ -15,7 +15,7 @@ from trl import SFTConfig, SFTTrainer
 from trim_trainer.cli.main import main
 from trim_trainer.data.metrics import macro_f1, majority_accuracy
 from trim_trainer.data.tokens import tokenize_examples
-from trim_trainer.evaluation.tasks import read_task
+from trim_trainer.evaluation.tasks import read_task, read_tasks
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +166,45 @@ def test_running_text_may_stand_in_another_field(folder, tmp_path):
     (example,) = read_task(tmp_path / "prose.yaml").examples(make_tokenizer())
     ids = make_tokenizer()("the cat sat on the mat the dog ran")["input_ids"]
     assert list(example.prompt_ids + example.choice_ids[0]) == ids
+
+
+def test_tasks_of_one_name_are_told_apart_by_their_folders(folder, tmp_path, capsys):
+    for name, rows in (("a", 5), ("b", 9)):
+        (tmp_path / name).mkdir()
+        Dataset.from_list(make_examples(rows)).to_json(tmp_path / name / "data.jsonl")
+        task = {"dataset_name": str(tmp_path / name / "data.jsonl"), "dataset_test_split": "train"}
+        (tmp_path / name / "recipe.yaml").write_text(yaml.safe_dump(task))
+    paths = [str(tmp_path / name / "recipe.yaml") for name in ("a", "b")]
+    assert main(["evaluate", str(folder / "shallow"), "--task", *paths, "--json"]) == 0
+    (report,) = json.loads(capsys.readouterr().out)
+    assert {name: each["num_examples"] for name, each in report["quality"].items()} == {"a/recipe": 5, "b/recipe": 9}
+    assert [task.name for task in read_tasks(paths[:1], reserved=["recipe"])] == ["a/recipe"]
+    assert main(["evaluate", str(folder / "shallow"), "--task", paths[0], paths[0]]) == 2
+    assert "Two tasks are called 'a/recipe'" in capsys.readouterr().err
+
+
+def test_what_the_last_model_or_task_lacks_is_said_before_the_first_is_measured(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(
+        "trim_trainer.evaluation.checkpoints.run_alone", lambda *_: pytest.fail("something is measured")
+    )
+    assert main(["evaluate", str(folder / "deep"), str(folder / "nowhere")]) == 2
+    assert "nowhere" in capsys.readouterr().err
+    chat = [
+        {"prompt": [{"role": "user", "content": row["prompt"]}], "answer": row["answer"],
+         "choices": [[{"role": "assistant", "content": choice}] for choice in row["choices"]]}
+        for row in make_examples(4)
+    ]  # fmt: skip
+    Dataset.from_list(chat).to_json(tmp_path / "chat.jsonl")
+    (tmp_path / "chat.yaml").write_text(
+        yaml.safe_dump({"dataset_name": str(tmp_path / "chat.jsonl"), "dataset_test_split": "train"})
+    )
+    assert main(["evaluate", str(folder / "deep"), "--task", str(tmp_path / "chat.yaml"), "--lm-eval"]) == 2
+    assert "choices of the task 'chat' are chat messages" in capsys.readouterr().err
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["evaluate", str(folder / "deep"), "--task", str(folder / "colours.yaml"), "--lm-eval"]) == 2
+    assert "lm-evaluation-harness is not installed" in capsys.readouterr().err
+
+
+def test_none_in_a_recipe_is_no_value_for_a_task_too(folder):
+    (folder / "whole.yaml").write_text((folder / "colours.yaml").read_text() + "max_length: none\n")
+    assert read_task(folder / "whole.yaml").texts.max_length is None

@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+import yaml
 import zoo
 from datasets import Dataset, load_dataset
 from tiny import TRAINING, TRIMMING, make_examples, make_model, make_tokenizer
@@ -12,6 +13,7 @@ from transformers import (
     LlavaProcessor,
     PreTrainedTokenizerBase,
 )
+from trl import SFTConfig
 
 from trim_trainer import TrimConfig, TrimTrainer, drop_layers, droppable_layers, score_layers
 from trim_trainer.checkpoints.loading import Source
@@ -253,3 +255,21 @@ def test_an_image_text_model_with_its_processor_is_scanned_by_what_trains(tmp_pa
     assert source.is_composite and isinstance(source.load_processing_class(), PreTrainedTokenizerBase)
     LlavaProcessor(image_processor=CLIPImageProcessorPil(), tokenizer=tokenizer).save_pretrained(tmp_path / "model")
     assert isinstance(source.load_processing_class(), LlavaProcessor)
+
+
+def test_a_scan_prepares_the_data_of_a_recipe_as_its_run_does(checkpoint, tokenizer, tmp_path, capsys):
+    model, _ = checkpoint
+    rows = [{"content": f"{row['prompt']}{row['completion']}"} for row in make_examples(12)]
+    Dataset.from_list(rows).to_json(tmp_path / "text.jsonl")
+    settings = {"dataset_name": str(tmp_path / "text.jsonl"), "dataset_text_field": "content", "max_length": 6}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    arguments = ["scan", model, "--data", str(tmp_path / "recipe.yaml"), "--size", "12", "--json"]
+    arguments += ["--criterion", "sensitivity"]
+    for extra, length in (([], 6), (["--max-length", "8"], 8)):
+        assert main([*arguments, *extra]) == 0
+        report = json.loads(capsys.readouterr().out)
+        expected = score_layers(
+            AutoModelForCausalLM.from_pretrained(model), tokenizer, [{"text": row["content"]} for row in rows],
+            metric="loss", args=SFTConfig(max_length=length, bf16=False, use_cpu=True),
+        )  # fmt: skip
+        assert report["scores"] == pytest.approx(expected, abs=1e-5)

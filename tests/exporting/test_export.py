@@ -247,3 +247,14 @@ def test_a_killed_export_leaves_no_folder_that_looks_whole(folder, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "out").exists()
+
+
+def overflow(model):
+    model.lm_head.weight.fill_(float("nan"))
+
+
+def test_an_export_that_returns_no_numbers_is_not_kept(folder, target, tmp_path):
+    target(overflow, ("int8",))
+    with pytest.raises(ExportError, match="weights in int8 returns no numbers: its loss is nan.* take more bits"):
+        exporting.export(folder / "trimmed", "transformers", tmp_path / "out")
+    assert not list(tmp_path.iterdir())

@@ -206,3 +206,13 @@ def test_each_evaluation_set_has_its_figures():
     metrics = head_of(card)["model-index"][0]["results"][0]["metrics"]
     found = [(metric["name"], metric["value"]) for metric in metrics]
     assert found == [("accuracy on easy (n = 24)", 0.875), ("accuracy on hard (n = 10)", 0.3)]
+
+
+def test_an_image_text_model_is_loaded_as_one():
+    card = render_card(whole_history(), replace(FACTS, sees_images=True), "me/tiny")
+    assert head_of(card)["pipeline_tag"] == "image-text-to-text"
+    assert 'model = AutoModelForImageTextToText.from_pretrained("me/tiny")' in card
+    assert 'processor = AutoProcessor.from_pretrained("me/tiny")' in card
+    assert "AutoModelForCausalLM" not in card and "AutoTokenizer" not in card
+    text = render_card(whole_history(), FACTS, "me/tiny")
+    assert 'tokenizer = AutoTokenizer.from_pretrained("me/tiny")' in text and "AutoProcessor" not in text

@@ -188,3 +188,14 @@ def test_saving_again_keeps_what_people_changed_in_the_card(make_trainer, tmp_pa
     trainer.save_model()
     assert "## Thanks" in path.read_text() and Card.read(path.read_text()).metadata["license"] == "mit"
     assert json.loads((tmp_path / "run" / "trim_history.json").read_text())["card"]["license"] is None
+
+
+def test_figures_of_several_evaluation_sets_stay_apart():
+    def index(easy, hard):
+        results = [number(easy, name="accuracy on easy (n = 24)"), number(hard, name="accuracy on hard (n = 9)")]
+        return WROTE | {"model-index": [{"name": "tiny", "results": results}]}
+
+    again = edited(index(0.5, 0.25), index(0.5, 0.25), index(0.75, 0.375))["model-index"][0]["results"]
+    assert {each["name"]: each["value"] for result in again for each in result["metrics"]} == {
+        "accuracy on easy (n = 24)": 0.75, "accuracy on hard (n = 9)": 0.375,
+    }  # fmt: skip

@@ -1,6 +1,8 @@
 """A family of depths on a Hub: complete or not there, what was measured and nothing else, no token where it must not be."""
 
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,11 +13,16 @@ import torch
 import yaml
 from hub import OTHER_TOKEN, READ_TOKEN, STORAGE_LIMIT, WRITE_TOKEN, HubServer
 from hub.git_objects import Blob
+from huggingface_hub import ModelCard
+from huggingface_hub.utils import filter_repo_objects
+from peft import LoraConfig
 from publishing import IDS, command, compare_elsewhere, load_elsewhere, make_trainer, train_and_push
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from trim_trainer import TrimHistory
 from trim_trainer.hub.card import BEGIN, END
 from trim_trainer.hub.staging import StagingError, check_text, stage
+from trim_trainer.training.pushing import start_pushes
 
 REPO = "me/tiny-trimmed"
 
@@ -305,3 +312,82 @@ def test_the_quickstart_publishes_three_depths_that_load_with_transformers_alone
     assert set(server.repo(REPO).branches) == revisions.keys()
     assert set(server.repo(REPO).tags) == {f"v1-depth-{depth}" for depth in revisions.values()}
     compare_elsewhere(server, REPO, folder, revisions, tmp_path / "fresh")
+
+
+def test_the_way_out_repeats_all_that_was_asked_for(server, trained, tmp_path):
+    """A repository that was to be private is not made public by the line that is pasted."""
+    folder = shutil.copytree(trained, tmp_path / "my run")
+    server.faults.add("create", 503)
+    words = ["publish", str(folder), "--repo-id", REPO, "--private", "--commit-message", "First try"]
+    said = command(words, server.endpoint, WRITE_TOKEN, tmp_path / "home", False)
+    line = re.search("`trim-trainer (.*?)`", said.errors)[1]
+    assert shlex.split(line) == words
+    server.faults.clear()
+    assert command(shlex.split(line), server.endpoint, WRITE_TOKEN, tmp_path / "home", False).status == 0
+    assert server.repo(REPO).private
+
+
+def test_weights_that_changed_since_they_were_measured_are_not_published(folder):
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.model.norm.weight.mul_(1.5)
+    model.save_pretrained(folder)
+    with pytest.raises(StagingError, match="holds other weights than those that trim_history.json speaks of"):
+        stage(folder, REPO)
+
+
+def test_every_file_of_a_tokenizer_is_published_and_a_template_may_speak_of_paths(folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = {
+        "default": "{% for m in messages %}{{ m.content }} /mnt/data/here {% endfor %}", "tool_use": "{{ messages }}"
+    }  # fmt: skip
+    tokenizer.save_pretrained(folder)
+    (folder / "tekken.json").write_text("{}")
+    (folder / "own.tiktoken").write_text("YQ== 0")
+    wanted = {"chat_template.jinja", "additional_chat_templates/tool_use.jinja", "tekken.json", "own.tiktoken"}
+    assert wanted <= stage(folder, REPO)[-1].files.keys()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text(f"hf_{'a' * 30}")
+    with pytest.raises(StagingError, match="tool_use.jinja' holds a secret"):
+        stage(folder, REPO)
+
+
+class Recorder:
+    """In place of the Hub: what a push on the way would send."""
+
+    def __init__(self, **kwargs):
+        self.sent = {}
+
+    def upload_folder(self, folder_path, allow_patterns=None, ignore_patterns=None, **kwargs):
+        names = [path.relative_to(folder_path).as_posix() for path in Path(folder_path).rglob("*") if path.is_file()]
+        PUSHED.extend(filter_repo_objects(names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns))
+
+
+PUSHED = []
+
+
+@pytest.mark.parametrize("peft_config", [None, LoraConfig(r=4, target_modules=["q_proj"])], ids=["whole", "lora"])
+def test_what_is_pushed_on_the_way_loads_and_names_no_place(peft_config, tmp_path, monkeypatch):
+    monkeypatch.setattr("trim_trainer.training.pushing.HfApi", Recorder)
+    PUSHED.clear()
+    trainer = make_trainer(tmp_path / "out", peft_config=peft_config, save_strategy="steps", save_steps=6)
+    trainer.recipe = {"dataset_name": "/home/me/patients.jsonl", "target_layers": 3}
+    trainer.train()
+    checkpoint = tmp_path / "out" / "checkpoint-6"
+    assert "/home/me" in (checkpoint / "trim_history.json").read_text()
+    start_pushes(trainer, str(checkpoint))
+    assert PUSHED == [] if peft_config else {"config.json", "model.safetensors", "tokenizer.json"} <= set(PUSHED)
+    assert not {"trim_history.json", "trim_run.json", "adapter_config.json", "README.md"} & set(PUSHED)
+
+
+def test_what_a_script_tells_the_card_stays_on_it(server, tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path / "out")
+    trainer.train()
+    with pytest.raises(TypeError, match="unexpected keyword argument 'licence'"):
+        trainer.push_to_hub(licence="mit")
+    monkeypatch.setattr("trim_trainer.training.trainer.publish_run", lambda *_: None)
+    trainer.push_to_hub(dataset_name="me/data", tags=["mine"])
+    for _ in range(2):
+        card = ModelCard((tmp_path / "out" / "README.md").read_text())
+        assert card.data.datasets == ["me/data"] and "mine" in card.data.tags
+        assert TrimHistory.load(tmp_path / "out").card.dataset_name == "me/data"
+        trainer.save_model()

@@ -7,10 +7,11 @@ import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from tiny import make_model
 from torch.testing import assert_close
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
 
 from trim_trainer import TrimConfig, TrimHistory, TrimTrainer
 from trim_trainer.checkpoints.frozen import FrozenWeightsError
+from trim_trainer.scoring.speed import measure_saved_tokens_per_second
 from trim_trainer.surgery.backup import LayerBackup
 from trim_trainer.surgery.drop import drop_layers
 
@@ -25,12 +26,12 @@ LORA = {"task_type": "CAUSAL_LM", "r": 4, "init_lora_weights": False}
 def train(tokenizer, sets, tmp_path):
     examples, evaluation, calibration = sets
 
-    def run(model=None, peft_config=None, resume=None, output_dir="run", **fields):
+    def run(model=None, peft_config=None, resume=None, output_dir="run", callbacks=None, **fields):
         trainer = TrimTrainer(
             make_model() if model is None else model,
             TrimConfig(output_dir=str(tmp_path / output_dir), **(BASE | fields)),
             train_dataset=examples, eval_dataset=evaluation, calibration_dataset=calibration,
-            processing_class=tokenizer, peft_config=peft_config,
+            processing_class=tokenizer, peft_config=peft_config, callbacks=callbacks,
         )  # fmt: skip
         trainer.train(resume_from_checkpoint=resume)
         return trainer
@@ -288,3 +289,65 @@ def test_an_adapter_that_cannot_be_merged_is_refused_before_training(train):
     config = lora(target_modules=["q_proj"], alora_invocation_tokens=[5, 6])
     with pytest.raises(ValueError, match="`merge_adapter` is True.*alora_invocation_tokens"):
         train(peft_config=config)
+
+
+class Damage(TrainerCallback):
+    """Spoils the adapters, or what trains, in the middle of a run, so that the floor is crossed."""
+
+    def on_step_end(self, args, state, control, model, **kwargs):
+        if state.global_step == 3:
+            with torch.no_grad():
+                for weight in model.parameters():
+                    if weight.requires_grad:
+                        weight.add_(torch.randn_like(weight) * 3)
+
+
+@pytest.mark.parametrize("kind", ["load_in_4bit", "load_in_8bit"])
+def test_a_quantized_run_comes_back_to_the_last_good_depth(kind, train, tmp_path):
+    """What is quantized stays and is not put back; the adapters are."""
+    make_model(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "base")
+    options = {kind: True} | ({"bnb_4bit_compute_dtype": torch.float32} if kind == "load_in_4bit" else {})
+    base = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "base", quantization_config=BitsAndBytesConfig(**options), dtype=torch.float32
+    )
+    settings = {
+        "target_layers": 3,
+        "max_metric_drop": 0.0,
+        "calibration_metric": "loss",
+        "trim_steps": 2,
+        "layers_per_trim": 1,
+    }
+    trainer = train(model=base, peft_config=lora(), callbacks=[Damage()], **settings)
+    assert trainer.history.depth > 3 and "was restored" in trainer.history.stopped
+    assert trainer.causal_lm.config.num_hidden_layers == trainer.history.depth == len(trainer.causal_lm.model.layers)
+    trainer.save_model(str(tmp_path / "out"))
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.num_hidden_layers == trainer.history.depth
+
+
+def test_the_speed_is_that_of_what_is_saved():
+    """Merged, adapters take no time: they are not run where that is timed, and are as they were afterwards."""
+    model = get_peft_model(make_model(), lora(target_modules=["q_proj", "down_proj"], modules_to_save=["lm_head"]))
+    frozen = next(weight for name, weight in model.named_parameters() if "lora_A" in name)
+    frozen.requires_grad_(False)
+    ran, before = [], logits(model)
+    for name, module in model.named_modules():
+        if name.endswith("lora_A.default"):
+            module.register_forward_hook(lambda *_: ran.append(1))
+    assert measure_saved_tokens_per_second(model.get_base_model(), is_merged=True) > 0
+    assert not ran
+    assert torch.equal(logits(model), before) and ran and not frozen.requires_grad
+    ran.clear()
+    assert measure_saved_tokens_per_second(model.get_base_model(), is_merged=False) > 0
+    assert ran
+
+
+def test_what_is_dequantized_when_it_is_merged_states_no_speed(train, tmp_path):
+    make_model(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "base")
+    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "base", quantization_config=quantization, dtype=torch.float32
+    )
+    trainer = train(model=base, peft_config=lora())
+    assert trainer.history.trimmed.decode_tokens_per_second is None
+    trainer.save_model(str(tmp_path / "out"))
+    assert "tokens per second" not in (tmp_path / "out" / "README.md").read_text().lower()

@@ -1,6 +1,7 @@
 """A run that ends above its target says so: in the history, in the log, on the card."""
 
 import pytest
+from tiny import make_model
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from trim_trainer import TrimHistory
@@ -152,3 +153,40 @@ def test_a_run_that_ended_early_goes_on_where_it_is_trained_again(make_trainer):
     trainer.callback_handler.callbacks = [each for each in trainer.callback_handler.callbacks if type(each) is not At]
     trainer.train()
     assert (trainer.history.depth, trainer.history.stopped) == (3, None)
+
+
+def test_a_run_that_is_replaced_stays_until_the_new_one_is_accepted(make_trainer, tmp_path):
+    make = {"sparse_update_ratio": None, "save_strategy": "steps", "save_steps": 2, "max_steps": 4, "trim_steps": 1}
+    trainer = make_trainer(target_layers=4, **make)
+    trainer.train()
+    trainer.save_model()
+    there = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert {"checkpoint-2", "checkpoint-4", "trim_history.json"} <= set(there)
+    with pytest.raises(ValueError, match="4 steps have room"):
+        make_trainer(target_layers=1, layers_per_trim=1, overwrite_output_dir=True, **make).train()
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == there
+    make_trainer(target_layers=5, overwrite_output_dir=True, **make | {"save_steps": 3}).train()
+    assert not (tmp_path / "run" / "checkpoint-2").exists() and (tmp_path / "run" / "checkpoint-3").exists()
+
+
+def test_epochs_of_a_stream_are_refused_as_nobody_knows_where_they_end(make_trainer, sets):
+    with pytest.raises(ValueError, match="`trim_strategy` is 'epoch', and `train_dataset` is a stream"):
+        make_trainer(
+            train_dataset=sets[0].to_iterable_dataset(), target_layers=4, trim_strategy="epoch", trim_steps=None
+        )
+
+
+def test_a_branch_that_a_run_would_not_push_to_is_refused_before_it_trains(make_trainer):
+    with pytest.raises(ValueError, match="`hub_revision` is 'dev', but a run with a target publishes"):
+        make_trainer(target_layers=4, push_to_hub=True, hub_model_id="me/model", hub_revision="dev", hub_token="hf_x")
+
+
+def test_a_generation_config_that_no_save_would_write_is_refused_before_training(make_trainer):
+    model = make_model()
+    model.generation_config.temperature = 0.6  # without `do_sample`
+    make_trainer(model=model, target_layers=4)  # nothing is changed of it, and it is saved as it is
+    model.generation_config.eos_token_id = 5  # the tokenizer has another
+    with pytest.raises(ValueError, match="generation config of the model is invalid: .*do_sample"):
+        make_trainer(model=model, target_layers=4)
+    model.generation_config.do_sample = True
+    make_trainer(model=model, target_layers=4)

@@ -10,8 +10,9 @@ from forked import CONTEXT
 from killed_run import run
 from peft import LoraConfig
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM, EarlyStoppingCallback, TrainerCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from trl import SFTConfig, SFTTrainer
 
 from trim_trainer.records.history import TrimHistory
 from trim_trainer.training.schedule import plan_schedule
@@ -199,3 +200,58 @@ def test_the_recipe_of_a_member_repeats_it(make_trainer, tmp_path):
     again.save_model()
     for one, other in (("depth-4", "."), ("depth-5", "depth-5")):
         assert_equal(weights_in(tmp_path / "again" / other), weights_in(tmp_path / "family" / one))
+
+
+def test_the_depth_that_a_run_begins_with_can_be_a_member(make_trainer, tmp_path):
+    trainer = make_trainer(**FAMILY | {"save_depths": [6, 5], "target_layers": 4, "max_steps": 8})
+    trainer.train()
+    assert {measured.depth for measured in trainer.history.measurements} == {6, 5, 4}
+    alone = make_trainer(SFTTrainer, SFTConfig, output_dir="alone", max_steps=8)  # what full depth is without a target
+    alone.train()
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "depth-6")
+    assert found.config.num_hidden_layers == 6
+    assert_equal(found.state_dict(), alone.model.state_dict())
+
+
+def test_a_best_checkpoint_that_is_deeper_loses_no_member(make_trainer, tmp_path, caplog):
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "num_tokens", "greater_is_better": False}
+    best |= {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 6}
+    trainer = make_trainer(**FAMILY | best | {"save_depths": [5], "target_layers": 4})
+    trainer.train()
+    trainer.save_model()
+    assert trainer.history.depth == 6  # the first checkpoint, which has seen the fewest tokens
+    member = TrimHistory.load(tmp_path / "run" / "depth-5")
+    assert (member.depth, member.stopped) == (5, None)
+    assert "Depth 5: the best checkpoint has 6 layers and is passed over" in caplog.text
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "depth-5").config.num_hidden_layers == 5
+
+
+class Played(TrainerCallback):
+    """A validation loss that rises when layers go and falls by 0.1 with each evaluation behind that."""
+
+    def __init__(self):
+        self.steps = {}
+
+    def on_evaluate(self, args, state, control, metrics, model, **kwargs):
+        step, depth = state.global_step, model.config.num_hidden_layers
+        metrics["eval_loss"] = {6: 1 - 0.1 * step, 4: 1.4 - 0.1 * step, 3: 3.5 - 0.1 * step}[depth]
+        self.steps[os.path.basename(args.output_dir)] = step
+
+
+def test_a_member_has_the_patience_that_was_left_when_its_depth_was(make_trainer):
+    played = Played()
+    settings = {
+        "target_layers": 3,
+        "save_depths": [4],
+        "max_steps": 12,
+        "trim_steps": 1,
+        "trim_delay": 4,
+        "layers_per_trim": 2,
+    }
+    settings |= {"importance": "tail", "sparse_update_ratio": None, "metric_for_best_model": "loss"}
+    settings |= {"eval_strategy": "steps", "eval_steps": 1}
+    trainer = make_trainer(callbacks=[played, EarlyStoppingCallback(6)], **settings)
+    trainer.train()
+    assert (
+        played.steps["run"] < 12 == played.steps["depth-4"]
+    )  # the run was stopped, the member gets better to its end

@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny import make_model
 
+from trim_trainer import TrimTrainer
 from trim_trainer.architectures.modules import find_layers
 from trim_trainer.surgery.optimizer import ParameterGroups, sync_optimizer
 from trim_trainer.training.sparse_update import freeze_all_but
@@ -73,3 +74,18 @@ def test_a_layer_that_was_frozen_trains_in_its_group_again():
     held = {p: number for number, group in enumerate(optimizer.param_groups) for p in group["params"]}
     layers = find_layers(model)
     assert held == {p: group_of[p] for number in (0, 4) for p in layers[number].parameters()}
+
+
+def test_what_a_create_optimizer_leaves_out_never_trains(make_trainer):
+    class Own(TrimTrainer):
+        def create_optimizer(self, model=None):
+            if self.optimizer is None:
+                trained = [weight for name, weight in self.model.named_parameters() if "mlp" in name]
+                self.optimizer = torch.optim.AdamW(trained, lr=1e-2)
+            return self.optimizer
+
+    trainer = make_trainer(Own, target_layers=4, max_steps=6, trim_steps=2, sparse_update_ratio=None)
+    before = trainer.model.model.embed_tokens.weight.detach().clone()
+    trainer.train()
+    assert trainer.history.depth == 4
+    assert torch.equal(trainer.model.model.embed_tokens.weight, before)

@@ -63,6 +63,7 @@ _SCALE = Assumption(
 ASSUMPTIONS = {
     "gemma2": (Assumption(_LLAMA_CPP, "that every 2nd layer attends fully", full_every(2)), _SCALE),
     "gemma3_text": (Assumption(_LLAMA_CPP, "that every 6th layer attends fully", full_every(6)), _SCALE),
+    "afmoe": (Assumption(_LLAMA_CPP, "that every 4th layer attends fully, without positions", full_every(4)),),
     "cohere2": (Assumption(_LLAMA_CPP, "that every 4th layer attends fully, without positions", full_every(4)),),
     "gpt_oss": (
         Assumption(_LLAMA_CPP, "that every 2nd layer attends fully", full_every(2)),

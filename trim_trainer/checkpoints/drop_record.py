@@ -20,7 +20,7 @@ from ..records.files import CARD_NAME, HISTORY_NAME
 from ..records.history import TrimHistory
 from ..records.measurement import Measurement
 from ..records.vocabulary import VocabularyRecord
-from .loading import Source, find_file
+from .loading import Source, find_file, is_composite
 from .older_readers import oldest_reader
 
 logger = logging.getLogger(__name__)
@@ -84,6 +84,7 @@ def _facts(folder: Path, source: Source, config: PretrainedConfig, earlier: Trim
         "caveats": tuple(runtime_caveats(config)),
         "oldest_transformers": oldest_reader(config),
         "dtype": _dtype(config),
+        "sees_images": is_composite(config),
         "weights": weights_digest(folder),
     }
     if earlier is not None and earlier.card is not None:

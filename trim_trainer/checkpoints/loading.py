@@ -167,7 +167,7 @@ class Source:
     @property
     def is_composite(self) -> bool:
         """Whether it is an image-text model, with a vision tower beside the decoder."""
-        return type(self.load_config()) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        return is_composite(self.load_config())
 
     def load_model(self, dtype: str | torch.dtype = "auto") -> PreTrainedModel:
         """Load the whole model, on the CPU: a causal LM, or an image-text-to-text model with its vision tower.
@@ -214,6 +214,11 @@ class Source:
         where = {} if Path(self.adapter).is_dir() else {"subfolder": ADAPTER_DIR, "revision": self.revision}
         adapted = PeftModel.from_pretrained(base, self.adapter, **where)
         return merge(adapted, adapted)
+
+
+def is_composite(config: PretrainedConfig) -> bool:
+    """Whether a config is that of an image-text model."""
+    return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 
 def find_file(path: str, name: str, revision: str = "main") -> Path | None:

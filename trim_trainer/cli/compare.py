@@ -13,7 +13,7 @@ USAGE = "trim-trainer compare --config recipe.yaml [--methods ...] [--depths ...
 def compare(arguments: list[str]) -> int:
     """Train trimming and its controls, and print one table."""
     set_environment(arguments)
-    from ..comparison.methods import METHODS, choose_methods
+    from ..comparison.methods import METHODS, RECIPE, choose_methods
 
     parser = Parser(
         prog="trim-trainer compare",
@@ -35,10 +35,11 @@ def compare(arguments: list[str]) -> int:
     parser.add_argument("--limit", type=at_least(1), help="examples, or windows of running text, per task")
     parser.add_argument("--output_dir", default="out/compare", type=Path, help="folder of all runs (out/compare)")
     options, rest = parser.parse_known_args(arguments)
+    from ..comparison.cells import SELECTION
     from ..comparison.comparison import Comparison
     from ..comparison.files import save_report
     from ..comparison.rows import group
-    from ..evaluation.tasks import read_task
+    from ..evaluation.tasks import read_tasks
     from ..recipe import check_recipe, parse_recipe
     from ..training.launching import warn_of_launch_words
 
@@ -59,10 +60,11 @@ def compare(arguments: list[str]) -> int:
         depths=tuple(options.depths or [target]),
         seeds=tuple(options.seeds),
         learning_rates=tuple(options.learning_rates or [args.learning_rate]),
-        tasks=tuple(read_task(path, options.limit) for path in options.tasks),
+        tasks=tuple(read_tasks(options.tasks, options.limit, reserved=(RECIPE, SELECTION))),
         output_dir=options.output_dir,
         is_equal_seconds=options.equal_seconds,
     )
+    comparison.check()
     results = []
     for result in comparison.run(num_layers):
         results.append(result)

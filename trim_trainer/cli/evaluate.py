@@ -40,7 +40,7 @@ def evaluate(arguments: list[str]) -> int:
     parser.add_argument("--python", help="interpreter of an environment that runs what `trim-trainer export` wrote")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a model")
     options = parser.parse_args(arguments)
-    from ..evaluation.tasks import read_task
+    from ..evaluation.tasks import read_tasks
     from ..exporting.measuring import evaluate_models
 
     quiet_libraries()
@@ -49,7 +49,7 @@ def evaluate(arguments: list[str]) -> int:
         Path(options.output).parent.mkdir(parents=True, exist_ok=True)
     reports = evaluate_models(
         options.models,
-        [read_task(path, options.limit) for path in options.task],
+        read_tasks(options.task, options.limit),
         python=options.python,
         dtype=options.dtype,
         batch_tokens=options.batch_tokens,

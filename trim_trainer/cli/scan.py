@@ -19,7 +19,9 @@ def scan(arguments: list[str]) -> int:
     parser.add_argument("--metric", default="loss", choices=("loss", "accuracy"), help="default: loss")
     parser.add_argument("--size", type=at_least(1), default=50, help="examples, drawn at random (default: 50)")
     parser.add_argument(
-        "--max-length", type=at_least(1), help="cut examples behind so many tokens; default: none is cut"
+        "--max-length",
+        type=at_least(1),
+        help="cut examples behind so many tokens; default: as the recipe says, else none is cut",
     )
     parser.add_argument(
         "--racing-confidence", type=between(0.5, 1), help="stop layers that are clearly worse, such as 0.95"

@@ -15,9 +15,10 @@ def describe_drop(history, state) -> str:
     """One line about the last drop."""
     last = history.rounds[-1]
     layers = ", ".join(f"{name_dropped([layer])} (score {last.score_of(layer):+.4f})" for layer in last.dropped)
+    speed = "" if last.decode_tokens_per_second is None else f"{last.decode_tokens_per_second:.1f} tokens/s; "
     return (
         f"step {last.step}/{state.max_steps}: dropped layer {layers}; {history.calibration_metric} {last.metric:.3f} "
-        f"→ {last.metric_after:.3f}; {last.depth_after} layers left; {last.decode_tokens_per_second:.1f} tokens/s; "
+        f"→ {last.metric_after:.3f}; {last.depth_after} layers left; {speed}"
         f"{last.seconds:.0f} s"
     )
 

@@ -68,6 +68,11 @@ class Cell:
             overwrite_output_dir=True,
             resume_from_checkpoint=None,
             save_strategy="no",
+            eval_strategy="no",  # it has no evaluation set, and is measured at its end
+            eval_on_start=False,
+            load_best_model_at_end=False,
+            push_to_hub=False,
+            save_depths=None,  # each of which would train on, in the seconds of the cell
             target_layers=self.depth if is_trimming else None,
             target_ratio=None,
             importance=(method.criterion if is_trimming else None) or recipe.training_args.importance,
@@ -97,6 +102,9 @@ class CellResult:
     selection_loss: float
     num_steps: int | None  # optimizer steps; None: an older version did not write them down
     measured: Measurement  # quality by task; the recipe's own is `RECIPE`
+    tasks: dict[str, Any] | None = (
+        None  # settings of further ones, by name; None: an older version did not write them down
+    )
     chosen: dict[str, Any] | None = None  # how layers went, defaults too; None: none did, or it was not written down
 
     def to_plain(self) -> dict[str, Any]:
@@ -113,7 +121,7 @@ class CellResult:
         """
         path = folder / RESULT
         try:
-            data = {"num_steps": None, "chosen": None} | read_json(path)
+            data = {"num_steps": None, "tasks": None, "chosen": None} | read_json(path)
             own = {entry.name: data[entry.name] for entry in fields(cls) if entry.name != "measured"}
             return cls(**own | {"cell": Cell(**data["cell"]), "measured": Measurement.from_plain(data)})
         except (KeyError, TypeError, ValueError) as error:
@@ -164,6 +172,7 @@ def run_cell(cell: Cell, recipe: Recipe, tasks: Iterable[Task], folder: Path) ->
         train_peak_bytes=train_peak_bytes,
         selection_loss=measured.quality.pop(SELECTION).loss,
         num_steps=trainer.state.global_step,
+        tasks={task.name: task.settings for task in tasks},
         chosen=_chosen(trimming, trainer) if trimming else None,
         measured=measured,
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..evaluation.isolation import run_alone
 from ..evaluation.tasks import Task
-from ..recipe import Recipe
+from ..recipe import Recipe, check_recipe
 from ..scoring.finite import DivergedError
 from .cells import RESULT, Cell, CellResult, run_cell
 from .methods import FULL, METHODS
@@ -61,6 +61,23 @@ class Comparison:
                     for result in found:
                         yield self._cell(replace(result.cell, num_steps=num_steps))
 
+    def check(self) -> None:
+        """Look at what can be known before the first cell trains.
+
+        Raises:
+            ValueError: a method cannot reach one of the depths.
+        """
+        for method in self.methods:
+            for depth in self.depths if METHODS[method].drops == "while" else ():
+                cell = Cell(method, depth, self.seeds[0], self.learning_rates[0])
+                check_recipe(cell.recipe(self.recipe, cell.folder(self.output_dir)))
+        if len(self.learning_rates) > 1 and self.recipe.script_args.dataset_calibration_split is None:
+            logger.warning(
+                "Without `dataset_calibration_split` learning rates are chosen by the loss on the %d examples that layers are "
+                "chosen on, which are few, and favour methods that choose by them. Name a split.",
+                self.recipe.training_args.calibration_size,
+            )
+
     def _planned_steps(self, found: list[CellResult]) -> int | None:
         """The steps that a finished cell of equal seconds has, so that further seeds get the same; None: there is none."""
         folders = (replace(result.cell, num_steps=1).folder(self.output_dir) for result in found)
@@ -94,7 +111,10 @@ class Comparison:
         settings = cell.recipe(self.recipe, folder).settings
         if (folder / RESULT).is_file():
             done = CellResult.load(folder)
-            self._check_same(done, settings, folder)
+            self._check_same(done.settings, settings, folder)
+            for task in self.tasks:
+                if task.name in (done.tasks or {}):
+                    self._check_same(done.tasks[task.name], task.settings, folder, f" of the task {task.name!r}")
             is_counted = done.num_steps is not None or not self.is_equal_seconds
             if is_counted and {task.name for task in self.tasks} < done.measured.quality.keys():
                 return done
@@ -108,13 +128,13 @@ class Comparison:
             ) from None
         return CellResult.load(folder)
 
-    def _check_same(self, done: CellResult, settings: dict[str, Any], folder: Path) -> None:
+    def _check_same(self, done: dict[str, Any], settings: dict[str, Any], folder: Path, of_what: str = "") -> None:
         settings = json.loads(json.dumps(settings))
-        changed = [name for name in {*done.settings, *settings} if done.settings.get(name) != settings.get(name)]
+        changed = [name for name in {*done, *settings} if done.get(name) != settings.get(name)]
         if changed:
             name = sorted(changed)[0]
             raise ValueError(
-                f"{str(folder)!r} holds a result of other settings: `{name}` was {done.settings.get(name)!r}, now it is "
+                f"{str(folder)!r} holds a result of other settings: `{name}`{of_what} was {done.get(name)!r}, now it is "
                 f"{settings.get(name)!r}. Name another `--output_dir`, or delete the folder."
             )
 

@@ -32,10 +32,10 @@ class Row:
         """What tables call it."""
         return METHODS[self.method].title + ", equal seconds" * self.is_equal_seconds
 
-    def mean(self, name: str) -> float:
-        """Of a field of the results."""
-        found = [result if hasattr(result, name) else result.measured for result in self.results]
-        return statistics.fmean(getattr(each, name) for each in found)
+    def mean(self, name: str) -> float | None:
+        """Of a field of the results; None: not all of them have it."""
+        values = [getattr(result if hasattr(result, name) else result.measured, name) for result in self.results]
+        return None if None in values else statistics.fmean(values)
 
     def quality(self, task: str, name: str) -> tuple[float, float, float] | None:
         """Mean and 95 % confidence interval; None: not measured.

@@ -8,11 +8,11 @@ def tabulate(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
     """Return the header and the lines of the table; columns that nobody measured are left out."""
     tasks = list(dict.fromkeys(task for row in rows for result in row.results for task in result.measured.quality))
     columns = {
-        "layers": lambda row: f"{row.mean('depth'):.0f}",
+        "layers": _mean("depth", "{:.0f}"),
         "method": lambda row: row.title,
         "seeds": lambda row: str(len(row.results)),
         "lr": lambda row: f"{row.results[0].cell.learning_rate:g}",
-        "steps": _steps,
+        "steps": _mean("num_steps", "{:.0f}"),
     }
     for task in tasks:
         for name, title, form in (("accuracy", "accuracy", ".3f"), ("macro_f1", "macro-F1", ".3f")):
@@ -21,22 +21,27 @@ def tabulate(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
             columns[f"{task} perplexity"] = _quality(task, "perplexity", ".1f")
     columns |= {f"points over {METHODS[name].title}": _difference(rows, name) for name in ("full", "progressive")}
     columns |= {
-        "training": lambda row: f"{row.mean('train_seconds'):.0f} s",
-        "of it calibration": lambda row: f"{row.mean('calibration_seconds'):.0f} s",
-        "tokens": lambda row: f"{row.mean('num_train_tokens'):,.0f}",
-        "decode": lambda row: f"{row.mean('decode_tokens_per_second'):.1f}/s",
-        "prefill": lambda row: f"{row.mean('prefill_tokens_per_second'):.0f}/s",
-        "weights": lambda row: f"{row.mean('num_bytes') / 1e6:.0f} MB",
-        "peak": lambda row: f"{row.mean('train_peak_bytes') / 2**30:.1f} GiB",
+        "training": _mean("train_seconds", "{:.0f} s"),
+        "of it calibration": _mean("calibration_seconds", "{:.0f} s"),
+        "tokens": _mean("num_train_tokens", "{:,.0f}"),
+        "decode": _mean("decode_tokens_per_second", "{:.1f}/s"),
+        "prefill": _mean("prefill_tokens_per_second", "{:.0f}/s"),
+        "weights": _mean("num_bytes", "{:.0f} MB", 1e6),
+        "peak": _mean("train_peak_bytes", "{:.1f} GiB", 2**30),
     }
     lines = [[cell(row) for cell in columns.values()] for row in rows]
     used = [i for i in range(len(columns)) if any(line[i] for line in lines)]
     return [list(columns)[i] for i in used], [[line[i] for i in used] for line in lines]
 
 
-def _steps(row: Row) -> str:
-    is_counted = all(result.num_steps is not None for result in row.results)
-    return f"{row.mean('num_steps'):.0f}" if is_counted else ""
+def _mean(name: str, form: str, unit: float = 1):
+    """Of a field of the results, in a unit; empty where it was not measured, as the bytes of quantized weights."""
+
+    def cell(row: Row) -> str:
+        mean = row.mean(name)
+        return "" if mean is None else form.format(mean / unit)
+
+    return cell
 
 
 def _quality(task: str, name: str, form: str):

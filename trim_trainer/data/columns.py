@@ -21,7 +21,8 @@ class Columns:
         text: `doc_to_text`: a column, or a Jinja template over the columns, that gives the prompt.
         choice: `doc_to_choice`: a column that holds the choices, a list of Jinja templates, or a template that gives a
             list.
-        target: `doc_to_target`: a column or a template that gives the index of the right choice, or its text.
+        target: `doc_to_target`: a column or a template that gives the index of the right choice, or its text. Digits that a
+            template gives are an index.
         delimiter: `target_delimiter`: stands between prompt and choice.
     """
 
@@ -37,6 +38,7 @@ class Columns:
             ColumnError: a template or a column does not give what is expected, in the first row where that is so.
         """
         text, choice, target = _reader(self.text), _choices_reader(self.choice), _reader(self.target)
+        is_filled_in = not self.target.isidentifier()
 
         def example(row: dict[str, Any], number: int) -> dict[str, Any]:
             where = f"of row {number} of {name!r}"
@@ -45,19 +47,24 @@ class Columns:
             right = _read(target, row, f"`doc_to_target` {self.target!r} {where}")
             if not isinstance(offered, (list, tuple)) or not offered:
                 raise ColumnError(f"`doc_to_choice` {where} gives {offered!r}, expected a list of choices.")
-            answer = _index(right, [str(each) for each in offered], where)
+            answer = _index(right, [str(each) for each in offered], where, is_filled_in)
             choices = [f"{self.delimiter}{each}" for each in offered]
             return {"prompt": str(prompt), "completion": choices[answer], "choices": choices, "answer": answer}
 
         return dataset.map(example, with_indices=True, remove_columns=dataset.column_names)
 
 
-def _index(right: Any, offered: list[str], where: str) -> int:
-    """The index that a target names; a text that is no choice may be an index written out, as templates give it."""
+def _index(right: Any, offered: list[str], where: str, is_filled_in: bool) -> int:
+    """The index that a target names.
+
+    As in lm-evaluation-harness, digits that a template gives are an index, also where a choice reads the same; what a column
+    holds is looked up among the choices first.
+    """
     if isinstance(right, str):
-        if right.strip() in offered:
+        is_number = right.strip().lstrip("-").isdigit()
+        if right.strip() in offered and not (is_filled_in and is_number):
             return offered.index(right.strip())
-        right = int(right) if right.strip().lstrip("-").isdigit() else right
+        right = int(right) if is_number else right
     if isinstance(right, int) and 0 <= right < len(offered):
         return right
     raise ColumnError(

@@ -9,7 +9,7 @@ from ..records.measurement import Measurement
 from ..scoring.measuring import measure_model
 from ..scoring.speed import measure_prefill_tokens_per_second, measure_tokens_per_second, peak_memory_bytes
 from .isolation import run_alone
-from .lm_eval import lm_eval_accuracy
+from .lm_eval import check_lm_eval, lm_eval_accuracy
 from .tasks import Task, count_characters
 
 
@@ -54,6 +54,10 @@ def evaluate_checkpoints(
     """
     for task in tasks:
         task.check()
+    for model in models:  # the last of them may be a wrong name
+        Source.of(model, trust_remote_code=trust_remote_code).load_config()
+    if has_lm_eval:
+        check_lm_eval(tasks)
     options = (tasks, dtype, device, batch_tokens, has_lm_eval, trust_remote_code)
     return [run_alone(_evaluate, model, *options) for model in models]
 

@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from datasets import Dataset
@@ -13,6 +13,7 @@ from ..architectures.modules import find_layers
 from ..checkpoints.loading import Source, default_device
 from ..data.choices import check_choices
 from ..data.metrics import choose_metric, scored_by
+from ..data.preparation import TextSettings
 from ..data.sources import load_source
 from ..data.tokens import tokenize_examples
 from ..importance.calibration import Settings
@@ -115,7 +116,7 @@ def report_layers(
         device: None: the accelerator if there is one.
         seed: For the draw of the examples.
         trust_remote_code: As for `from_pretrained`.
-        max_length: Tokens behind which an example is cut, as in `SFTConfig`; None: none is.
+        max_length: Tokens behind which an example is cut, as in `SFTConfig`; None: as a recipe says, else none is.
         compensation_size: Further examples, on which the layer in front of each that is left out takes over what it added,
             as in `TrimConfig`. 0: nothing is taken over.
         unit: `"layer"`; `"sublayer"`: the seams between layers are scored too, as with that `trim_unit` in `TrimConfig`.
@@ -125,7 +126,8 @@ def report_layers(
     """
     takes_over, with_seams = find_criterion(criterion).scans and compensation_size > 0, unit == SUBLAYER
     check_unit(unit, criterion)
-    dataset = _load(data, split)
+    dataset, texts = _load(data, split)
+    texts = asdict(texts if max_length is None else replace(texts, max_length=max_length))
     check_choices(dataset, repr(data))
     drawn = dataset.shuffle(seed=seed)
     dataset, num_others = drawn.select(range(min(size, len(drawn)))), max(0, len(drawn) - size)
@@ -136,14 +138,14 @@ def report_layers(
         )
     source = Source.of(model, trust_remote_code=trust_remote_code)
     tokenizer = source.load_processing_class()
-    examples = tokenize_examples(dataset, tokenizer, max_length=max_length)
+    examples = tokenize_examples(dataset, tokenizer, **texts)
     metric = choose_metric(metric, examples)
     examples = scored_by(metric, examples)
     loaded = source.load_model(dtype).to(device or default_device())
     can_go, started, takeovers = set(droppable_cuts(loaded, with_seams=with_seams)), time.perf_counter(), {}
     if takes_over:
         others = drawn.select(range(size, size + compensation_size))
-        seen = scored_by("loss", tokenize_examples(others, tokenizer, max_length=max_length))
+        seen = scored_by("loss", tokenize_examples(others, tokenizer, **texts))
         takeovers = solve_takeovers(loaded, can_go, seen, batch_tokens)
     solving = time.perf_counter() - started
     number = choose_layers_per_trim(None, len(find_layers(loaded)))
@@ -182,11 +184,11 @@ def report_layers(
     )
 
 
-def _load(data: str, split: str | None) -> Dataset:
+def _load(data: str, split: str | None) -> tuple[Dataset, TextSettings]:
     if data.endswith((".yaml", ".yml")):
         return read_calibration(data, split)
     dataset = load_source(data)
     name = split or ("validation" if "validation" in dataset else next(iter(dataset)))
     if name not in dataset:
         raise ValueError(f"`split` is {name!r}, but {data!r} has the splits {sorted(dataset)}.")
-    return dataset[name]
+    return dataset[name], TextSettings()

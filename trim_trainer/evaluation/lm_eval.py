@@ -1,12 +1,34 @@
 """The same accuracy by lm-evaluation-harness, which many readers trust more than a number of ours."""
 
+import importlib.util
 import json
 import tempfile
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..data.choices import has_choices
 from .tasks import Task
+
+
+def check_lm_eval(tasks: list[Task]) -> None:
+    """Look, before a model is measured, whether lm-evaluation-harness is there and can be handed the choices of tasks.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+        ValueError: choices are chat messages, of which it makes other texts than training does.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ModuleNotFoundError(
+            "lm-evaluation-harness is not installed. Run `pip install 'trim-trainer[lm_eval]'`, or leave `--lm-eval` out."
+        )
+    for task in tasks:
+        row = next(iter(task.subset()), {})
+        if has_choices(row) and not isinstance(row["prompt"], str):
+            raise ValueError(
+                f"The choices of the task {task.name!r} are chat messages, which lm-evaluation-harness puts together in its own "
+                "way. Leave `--lm-eval` out; the accuracy of `evaluate` is of them as they train."
+            )
 
 
 def lm_eval_accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task) -> float:
@@ -21,7 +43,7 @@ def lm_eval_accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
         task: With choices.
 
     Raises:
-        ModuleNotFoundError: it is not installed.
+        ModuleNotFoundError: a part of it is not installed.
     """
     try:
         from lm_eval import simple_evaluate

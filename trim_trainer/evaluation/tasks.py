@@ -1,5 +1,7 @@
 """What a model is evaluated on: the data of a recipe, as questions with choices or as running text."""
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from ..data.tokens import tokenize_examples
 from ..recipe import RecipeArguments, check_settings, load_split, make_parser, take
 from ..records.files import RECIPE_NAME
 from ..records.measurement import EVALUATION
-from ..records.settings import read_settings
+from ..records.settings import changed_settings, read_settings
 from ..training.hooks import options_of
 
 
@@ -30,6 +32,11 @@ class Task:
     script: RecipeArguments
     limit: int | None = None  # examples, or windows of running text; None: all
     texts: TextSettings = TextSettings()  # how they are prepared, as far as the YAML says it
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What it is, as plain values: results of tasks with other ones are not compared."""
+        return {"limit": self.limit} | changed_settings(self.script) | asdict(self.texts)
 
     def subset(self) -> Dataset:
         """`limit` examples of the evaluation set, the same ones each time."""
@@ -134,6 +141,30 @@ def read_task(path: str | Path, limit: int | None = None) -> Task:
     return Task(path.stem, script, limit or script.max_eval_samples, TextSettings.of(settings))
 
 
+def read_tasks(paths: Iterable[str | Path], limit: int | None = None, reserved: Iterable[str] = ()) -> list[Task]:
+    """Read several tasks, each with a name of its own: that of its file, with the folder's where others are called so.
+
+    Args:
+        paths: As for `read_task`.
+        limit: As for `read_task`.
+        reserved: Names that something else has.
+
+    Raises:
+        ValueError: two of them cannot be told apart, or see `read_task`.
+    """
+    tasks, taken = [(Path(path), read_task(path, limit)) for path in paths], set(reserved)
+    counted = Counter(task.name for _, task in tasks)
+    named = []
+    for path, task in tasks:
+        is_alone = counted[task.name] == 1 and task.name not in reserved
+        name = task.name if is_alone else f"{path.resolve().parent.name}/{task.name}"
+        if name in taken:
+            raise ValueError(f"Two tasks are called {name!r}. Copy {str(path)!r} under another name, or name it once.")
+        taken.add(name)
+        named.append(replace(task, name=name))
+    return named
+
+
 def read_training(data: str) -> tuple[list[dict[str, Any]], TextSettings]:
     """Texts that a model will be trained on, and how they are prepared.
 
@@ -153,17 +184,16 @@ def read_training(data: str) -> tuple[list[dict[str, Any]], TextSettings]:
     return read_rows(take(dataset, task.script.max_train_samples)), task.texts
 
 
-def read_calibration(path: str | Path, split: str | None = None) -> Dataset:
-    """The data of a recipe on which its run scores layers: its calibration split, else its training split.
+def read_calibration(path: str | Path, split: str | None = None) -> tuple[Dataset, TextSettings]:
+    """The data of a recipe on which its run scores layers, its calibration split, else its training split, and how they are prepared.
 
     Raises:
         ValueError: the recipe has no such split, or streams its data.
     """
-    script = read_task(path).script
+    task = read_task(path)
+    script = task.script
     if script.dataset_streaming or script.streaming:
         raise ValueError(f"{str(path)!r} streams its data, of which examples cannot be drawn. Leave `streaming` out.")
-    if split is not None:
-        return load_split(script, "split", split)
-    if script.dataset_calibration_split is not None:
-        return load_split(script, "dataset_calibration_split", script.dataset_calibration_split)
-    return load_split(script, "dataset_train_split", script.dataset_train_split)
+    name = "dataset_train_split" if script.dataset_calibration_split is None else "dataset_calibration_split"
+    found = load_split(script, name, getattr(script, name)) if split is None else load_split(script, "split", split)
+    return found, task.texts

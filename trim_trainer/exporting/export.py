@@ -1,6 +1,7 @@
 """Export a checkpoint, verify what came out against it, and say so in a report and a card."""
 
 import logging
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from ..checkpoints.drop_record import read_history
 from ..checkpoints.loading import Source, default_device
 from ..evaluation.tasks import Task, find_task, read_task
 from ..hub.export_card import write_export_card
+from ..hub.layout import TEMPLATES
 from ..hub.staging import sha256
 from ..hub.weights import find_layouts
 from ..records.export_report import Agreement, ExportReport
@@ -188,6 +190,7 @@ def _compare(
     with writer.run(made, "exact" if weights == target.exact else "usual") as session:
         agreement, versions = compare_tokens(loaded, session, prompts), session.versions
     exact = None
+    _check_finite(agreement.loss_after, f"{target.title} with weights in {weights}")
     if weights == target.exact:
         _check_tokens(agreement, target)
     elif agreement.loss_after - agreement.loss_before > MAX_RISE:
@@ -197,6 +200,7 @@ def _compare(
         before = measure_quality(loaded, examples, choose_layout(loaded, examples))
         with writer.run(made) as session:  # as it is served
             after = measure_exported(session, examples)
+        _check_finite(after.loss, f"{target.title} with weights in {weights}, as it is served,")
     return ExportReport(
         target=target.name,
         weights=weights,
@@ -209,9 +213,18 @@ def _compare(
         before=before,
         after=after,
         versions=versions,
-        files={path.name: sha256(path) for path in sorted(made.iterdir()) if path.is_file()},
+        files={
+            path.relative_to(made).as_posix(): sha256(path)
+            for path in sorted((*made.iterdir(), *made.glob(f"{TEMPLATES}/*")))
+            if path.is_file()
+        },
         **facts,
     )
+
+
+def _check_finite(loss: float, what: str) -> None:
+    if not math.isfinite(loss):
+        raise ExportError(f"{what} returns no numbers: its loss is {loss}. Nothing was kept; take more bits.")
 
 
 def _check_tokens(agreement: Agreement, target: Target) -> None:

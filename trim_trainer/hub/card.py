@@ -180,7 +180,7 @@ def card_metadata(history: TrimHistory, facts: CardFacts) -> ModelCardData:
         license_name=facts.license_name,
         license_link=facts.license_link,
         library_name="transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag="image-text-to-text" if facts.sees_images else "text-generation",
         datasets=datasets,
         tags=list(facts.tags),
         model_name=facts.model_name,

@@ -103,9 +103,16 @@ def choose_weights(folder: Path, history: TrimHistory) -> Layout:
             f"{str(folder / whole[0].main)!r} holds no weights of {history.depth} layers, of which {HISTORY_NAME} speaks: "
             "they are another model's. Save the model again."
         )
+    wanted = history.card and history.card.weights
+    if len(fitting) == 1 and wanted is not None and digest(folder, fitting[0].shards) != wanted:
+        raise StagingError(
+            f"{str(folder / fitting[0].main)!r} holds other weights than those that {HISTORY_NAME} speaks of: they changed after "
+            "they were saved, and what was measured is not of them. Train further with `TrimTrainer`, or save into another "
+            "folder and upload that with `hf upload`."
+        )
     if len(fitting) > 1:
         digests = [digest(folder, layout.shards) for layout in fitting]
-        wanted = digests[0] if len(set(digests)) == 1 else history.card and history.card.weights
+        wanted = digests[0] if len(set(digests)) == 1 else wanted
         fitting = [layout for layout, each in zip(fitting, digests, strict=True) if each == wanted]
     if not fitting:
         raise StagingError(

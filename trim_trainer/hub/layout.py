@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from ..records.files import ADAPTER_CONFIG, ADAPTER_DIR
 
 CONFIG = "config.json"
+TEMPLATES = "additional_chat_templates"  # a folder
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -41,7 +42,7 @@ KINDS = {
     "tokenizer": Kind(
         ("tokenizer*.json", "tokenizer*.model", "*.tiktoken", "tiktoken.model", "tekken.json", "spiece.model",
          "sentencepiece*.model", "vocab.json", "vocab.txt", "merges.txt", "special_tokens_map.json",
-         "added_tokens.json", "chat_template.j*", "additional_chat_templates/*.jinja"), False,
+         "added_tokens.json", "chat_template.j*", f"{TEMPLATES}/*.jinja"), False,
     ),
     "processor": Kind(("*processor_config.json",), False),
 }  # fmt: skip
@@ -52,7 +53,7 @@ def kind_of(name: str) -> str | None:
     path = PurePosixPath(name)
     if path.parts[0] == ADAPTER_DIR and len(path.parts) > 1:
         return "adapter" if _matches(path.name, KINDS["adapter"]) else None
-    if len(path.parts) > 1 and path.parts[0] != "additional_chat_templates":
+    if len(path.parts) > 1 and path.parts[0] != TEMPLATES:
         return None
     return next((kind for kind, row in KINDS.items() if _matches(name, row)), None)
 

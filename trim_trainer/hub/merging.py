@@ -16,6 +16,7 @@ from ..records.json_files import parse_json
 BEGIN, END = "<!-- trim-trainer: generated from here -->", "<!-- trim-trainer: generated to here -->"
 # Inside them, for the next time: the metadata that were written, by which those that people changed are known.
 _RECORD = re.compile(r"<!-- trim-trainer wrote: (.*?) -->\n")
+_OF_SET = re.compile(r"accuracy on (.+?)(?: \(n = \d+\))?$")
 # Fields that mean something only together: whoever changed one has changed them all.
 TOGETHER = (("license", "license_name", "license_link"), ("base_model", "base_model_relation"))
 # Fields of which each entry stands for itself.
@@ -165,7 +166,9 @@ def _metrics(index: list) -> Iterator[tuple[int, str, dict, dict]]:
         rest = {name: value for name, value in result.items() if name != "metrics"}
         for metric in result.get("metrics") or []:
             dataset = {key: value for key, value in (rest.get("dataset") or {}).items() if key != "name"}
+            set_name = _OF_SET.match(str(metric.get("name") or ""))  # several evaluation sets differ in nothing else
             what = [(rest.get("task") or {}).get("type"), dataset, metric.get("type"), metric.get("config")]
+            what.append(set_name and set_name[1])
             yield place, json.dumps(what, sort_keys=True), rest, metric
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -84,7 +85,7 @@ def publish(
         PublishError: the Hub refused or could not be reached.
     """
     staged = stage(directory, repo_id)
-    run = _Run(HfApi(token=token), repo_id, Path(directory), [])
+    run = _Run(HfApi(token=token), repo_id, Path(directory), [], private, commit_message)
     with run.step("ask the Hub who you are"):
         name = run.api.whoami()["name"]
     run = replace(run, repo_id=repo_id if "/" in repo_id else f"{name}/{repo_id}")
@@ -106,6 +107,18 @@ class _Run:
     repo_id: str
     directory: Path
     done: list[Published]
+    private: bool | None
+    commit_message: str | None
+
+    @property
+    def command(self) -> str:
+        """What goes on with it, as it is typed."""
+        words = ["trim-trainer", "publish", str(self.directory), "--repo-id", self.repo_id]
+        if self.private is not None:
+            words.append("--private" if self.private else "--no-private")
+        if self.commit_message is not None:
+            words += ["--commit-message", self.commit_message]
+        return shlex.join(words)
 
     @contextmanager
     def step(self, what: str) -> Iterator[None]:
@@ -119,8 +132,7 @@ class _Run:
             there = f"{self.repo_id} holds {published} of this run, complete" if self.done else "nothing of this run"
             raise PublishError(
                 f"Could not {what}: {_reason(error)}. On the Hub now: {there}. The checkpoint in {str(self.directory)!r} "
-                f"is safe. To go on, which sends only what is missing: `trim-trainer publish {self.directory} --repo-id "
-                f"{self.repo_id}`."
+                f"is safe. To go on, which sends only what is missing: `{self.command}`."
             ) from error
 
 

@@ -26,14 +26,15 @@ from ..records.json_files import read_json
 from ..records.settings import read_settings, without_local_path, without_local_paths
 from .checks import StagingError, check_config, check_text, choose_weights, own_code, way_out
 from .export_card import LIBRARIES
-from .layout import CONFIG, kind_of
+from .layout import CONFIG, TEMPLATES, kind_of
 
 # Nothing else leaves the machine: no training arguments, optimizer, random states, logs or checkpoints.
-PUBLISHED = [
+LOADED = [
     "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*", "vocab*",
-    "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json", "chat_template*", "*processor_config.json",
-    "adapter_*", "trim_*.png", HISTORY_NAME, RECIPE_NAME, f"{ADAPTER_DIR}/*adapter_*",
+    "merges.txt", "*.model", "*.tiktoken", "tekken.json", "special_tokens_map.json", "added_tokens.json", "chat_template*",
+    f"{TEMPLATES}/*.jinja", "*processor_config.json",
 ]  # fmt: skip
+PUBLISHED = [*LOADED, "adapter_*", "trim_*.png", HISTORY_NAME, RECIPE_NAME, f"{ADAPTER_DIR}/*adapter_*"]
 _TEXTS = (".json", ".yaml", ".md", ".jinja", ".txt")
 
 
@@ -102,7 +103,8 @@ def stage(directory: str | Path, repo_id: str) -> list[Staged]:
 
 
 def _stage_one(folder: Path, revision: str, repo_id: str) -> Staged:
-    paths = [path for path in (*folder.glob("*"), *folder.glob(f"{ADAPTER_DIR}/**/*")) if path.is_file()]
+    found = (*folder.glob("*"), *folder.glob(f"{ADAPTER_DIR}/**/*"), *folder.glob(f"{TEMPLATES}/*"))
+    paths = [path for path in found if path.is_file()]
     names = {path.relative_to(folder).as_posix(): path for path in paths}
     files: dict[str, Path | bytes] = {
         name: names[name] for name in filter_repo_objects(sorted(names), allow_patterns=PUBLISHED)
@@ -168,7 +170,9 @@ def _share_history(history: TrimHistory, folder: Path) -> TrimHistory:
 def _check_texts(folder: Path, files: dict[str, Path | bytes]) -> None:
     for name, content in files.items():
         if name.endswith(_TEXTS) and not name.startswith(("tokenizer", "vocab", "merges")):
-            check_text(f"{folder / name}", as_bytes(content).decode("utf-8"))
+            # A chat template came with the base model, and may speak of paths: gpt-oss tells the model where its drive is.
+            is_code = name.endswith(".jinja") or name.startswith("chat_template")
+            check_text(f"{folder / name}", as_bytes(content).decode("utf-8"), is_code)
 
 
 def _missing_plots(history: TrimHistory, files: dict) -> dict[str, bytes]:

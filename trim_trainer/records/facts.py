@@ -22,6 +22,7 @@ class CardFacts:
     caveats: tuple[str, ...] = ()  # runtimes that would compute something else
     oldest_transformers: str | None = None  # from which version on the checkpoint loads right
     dtype: str | None = None  # in which most of the weights are stored; None: not known, or they are quantized
+    sees_images: bool = False  # whether it is an image-text model, which loads with another class and a processor
     weights: str | None = None  # digest of the tensors that this speaks of, see `hub.weights`
 
     @property

@@ -19,6 +19,8 @@ LOCAL_SETTINGS = {
 PLACES = {"model_name_or_path", "base_model", "dataset_name", "distill_from", "deepspeed", "chat_template_path"}
 # Keys of an entry of `datasets` that do.
 PLACES_OF_AN_ENTRY = {"path", "data_dir", "data_files"}
+# Settings of which an empty list says something else than none.
+EMPTY_SAYS = {"protected_layers"}
 # Type of a field -> how a recipe's author calls it.
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", list: "a list", dict: "a mapping"}
 
@@ -29,7 +31,7 @@ def changed_settings(config: Any) -> dict[str, Any]:
     for entry in fields(config):
         value = _as_plain(getattr(config, entry.name))
         default = entry.default.value if isinstance(entry.default, enum.Enum) else entry.default
-        if value in ([], {}) or (default is MISSING and value is None):
+        if (value in ([], {}) and entry.name not in EMPTY_SAYS) or (default is MISSING and value is None):
             continue
         if entry.init and value != default and entry.name not in LOCAL_SETTINGS and _is_plain(value):
             changed[entry.name] = value

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..records.history import TrimHistory
 from ..surgery.backup import LayerBackup
+from ..surgery.drop import is_quantized
 from ..surgery.optimizer import ParameterGroups, sync_optimizer
 
 LAST_GOOD_NAME = "last_good.pt"
@@ -32,7 +33,7 @@ class LastGood:
         return cls(
             history,
             LayerBackup(model),
-            {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()},
+            {name: tensor.detach().to("cpu", copy=True) for name, tensor in _weights(model).items()},
             frozenset(name for name, parameter in parameters.items() if parameter.requires_grad),
             {
                 name: {key: _copied(value) for key, value in optimizer.state[parameter].items()}
@@ -45,7 +46,7 @@ class LastGood:
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, groups: ParameterGroups) -> None:
         """Bring everything back, in place, each parameter into the group of the optimizer that it was in."""
         self.layers.restore()
-        model.load_state_dict(self.weights)
+        _load(model, self.weights)
         for name, parameter in self.parameters.items():
             parameter.requires_grad_(name in self.trained)
         sync_optimizer(optimizer, model, groups)
@@ -81,6 +82,22 @@ class LastGood:
             values["states"],
             dict(model.named_parameters()),
         )
+
+
+def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What training can change: all there is; of a model with quantized weights, which stay, the others."""
+    if not is_quantized(model):
+        return model.state_dict()
+    return {name: weight for name, weight in model.named_parameters() if weight.is_floating_point()}
+
+
+@torch.no_grad()
+def _load(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    if not is_quantized(model):
+        model.load_state_dict(weights)
+        return
+    for name, weight in _weights(model).items():
+        weight.copy_(weights[name])
 
 
 def _copied(value):

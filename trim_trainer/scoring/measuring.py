@@ -13,7 +13,7 @@ from ..surgery.drop import is_quantized
 from .cache import measure_cache
 from .layout import Layout
 from .quality import measure_quality
-from .speed import device_name, measure_tokens_per_second
+from .speed import device_name, measure_saved_tokens_per_second
 from .trial import choose_layout
 
 
@@ -22,6 +22,7 @@ def measure_model(
     sets: dict[str, list[ScoredExample]],
     layout: Layout | None = None,
     batch_tokens: int | None = None,
+    is_merged: bool = True,
     **facts,
 ) -> Measurement:
     """Measure a model as it is now.
@@ -31,6 +32,7 @@ def measure_model(
         sets: Evaluation sets by name; none, and empty ones: quality is not measured.
         layout: From `choose_layout`; None: chosen for each set.
         batch_tokens: Of one pass, at most.
+        is_merged: Whether adapters are merged where the model is saved.
         facts: Fields of `Measurement` that are known already. Decoding is timed here unless it is among them.
     """
     quality = {
@@ -40,7 +42,7 @@ def measure_model(
     }
     adapters = list(_adapter_parameters(model))  # merged when the model is saved
     if facts.get("decode_tokens_per_second") is None:
-        facts["decode_tokens_per_second"] = measure_tokens_per_second(model)
+        facts["decode_tokens_per_second"] = measure_saved_tokens_per_second(model, is_merged)
     if "num_bytes" not in facts:
         facts["num_bytes"] = None if is_quantized(model) else model.get_memory_footprint() - sum(_sizes(adapters))
     if "cache" not in facts:

@@ -3,11 +3,13 @@
 import platform
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
 from transformers import PreTrainedModel
+from transformers.utils import is_peft_available
 
 from ..records.measurement import SpeedRatio
 from .hooks import plain_forward
@@ -35,6 +37,46 @@ def measure_tokens_per_second(model: PreTrainedModel, num_runs: int = NUM_TIMED_
 
     warm_up = partial(decode, NUM_WARM_UP_TOKENS)
     return NUM_TIMED_TOKENS / _best_seconds(model, partial(decode, NUM_TIMED_TOKENS), warm_up, num_runs)
+
+
+def measure_saved_tokens_per_second(
+    model: PreTrainedModel, is_merged: bool, num_runs: int = NUM_TIMED_RUNS
+) -> float | None:
+    """The same of the model as it is saved, whose adapters are merged or lie beside it.
+
+    Merged, they take no time: they are left out of the pass, which does the same work then. None: they are merged into
+    weights that are quantized here and plain in the checkpoint, whose speed is another one.
+    """
+    adapters = adapter_modules(model)
+    if not adapters or not is_merged:
+        return measure_tokens_per_second(model, num_runs)
+    if getattr(model, "hf_quantizer", None) is not None:
+        return None
+    with _left_out(adapters):
+        return measure_tokens_per_second(model, num_runs)
+
+
+def adapter_modules(model: PreTrainedModel) -> list[torch.nn.Module]:
+    """The modules that PEFT has wrapped."""
+    if not is_peft_available():
+        return []
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import AuxiliaryTrainingWrapper
+
+    return [module for module in model.modules() if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
+
+
+@contextmanager
+def _left_out(adapters: list[torch.nn.Module]) -> Iterator[None]:
+    """Within, adapters do nothing. PEFT's own `disable_adapter` would leave all of them trainable, also frozen ones."""
+    were = [module._disable_adapters for module in adapters]
+    for module in adapters:
+        module._disable_adapters = True
+    try:
+        yield
+    finally:
+        for module, was in zip(adapters, were, strict=True):
+            module._disable_adapters = was
 
 
 def measure_in_turns(one: PreTrainedModel, other: PreTrainedModel) -> tuple[float, float, SpeedRatio]:

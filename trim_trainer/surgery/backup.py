@@ -10,6 +10,11 @@ from .blueprint import TORCH_STATE, is_plain
 
 _HELD = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
 
+# What the Trainer changes of modules and configs when it begins to train, which may be between a backup and its restoring.
+SET_BY_TRAINING = (
+    "gradient_checkpointing", "neftune_noise_alpha", "use_cache", "bos_token_id", "eos_token_id", "pad_token_id",
+)  # fmt: skip
+
 
 class LayerBackup:
     """The modules, constants and configs of a model as they are now, to bring them back after later drops.
@@ -38,8 +43,9 @@ class LayerBackup:
                 del vars(module)[name]
             vars(module).update(copy.deepcopy(settings))
         for config, fields in self._configs.values():
+            kept = {name: config.__dict__[name] for name in SET_BY_TRAINING if name in config.__dict__}
             config.__dict__.clear()
-            config.__dict__.update(_copy_fields(fields))
+            config.__dict__.update(_copy_fields(fields) | kept)
         for config, fields in self._adapters:
             vars(config).clear()
             vars(config).update(copy.deepcopy(fields))
@@ -67,7 +73,8 @@ def _forget_recorders(module: nn.Module) -> None:
 def _copy_settings(module: nn.Module) -> tuple[dict[str, dict | set], dict]:
     """What a module holds (children, parameters, buffers) by reference, and its plain attributes by value."""
     children = {name: copy.copy(vars(module)[name]) for name in _HELD}
-    settings = {name: value for name, value in vars(module).items() if is_plain(value) and name not in TORCH_STATE}
+    own = (*TORCH_STATE, *SET_BY_TRAINING)
+    settings = {name: value for name, value in vars(module).items() if is_plain(value) and name not in own}
     return children, copy.deepcopy(settings)
 
 

@@ -1,5 +1,6 @@
 """What a model card says beside the history, taken from a trainer."""
 
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from trl.trainer.utils import get_config_model_id
 from .. import __version__
 from ..architectures.runtimes import runtime_caveats
 from ..checkpoints.drop_record import read_history
+from ..checkpoints.loading import is_composite
 from ..checkpoints.older_readers import oldest_reader
 from ..hub.card import is_hub_id
 from ..hub.card_files import write_card as write_card  # the other half: what a run knows, and what is made of it
@@ -21,6 +23,15 @@ from ..surgery.drop import is_quantized
 VERSIONED = ("trl", "transformers", "torch", "datasets", "accelerate")
 
 
+@dataclass(frozen=True)
+class Told:
+    """What a script has told the card, as `create_model_card` and `push_to_hub` of SFTTrainer take it."""
+
+    model_name: str | None = None
+    dataset_name: str | None = None
+    tags: str | list[str] | None = None
+
+
 def earlier_history(model: str | PreTrainedModel) -> TrimHistory | None:
     """The history beside the model that training begins with, in its folder; None: there is none.
 
@@ -31,15 +42,16 @@ def earlier_history(model: str | PreTrainedModel) -> TrimHistory | None:
     return read_history(source) if source and Path(source).is_dir() else None
 
 
-def collect_facts(trainer, model_name: str | None = None, dataset_name: str | None = None, tags=None) -> CardFacts:
+def collect_facts(trainer) -> CardFacts:
     """Take the facts of the card from a trainer; `recipe` entries come before what the model's config knows."""
     recipe = dict(trainer.recipe or changed_settings(trainer.args))
     source, earlier = get_config_model_id(trainer.model.config), trainer.earlier_history
     known = earlier.card if earlier is not None else None
-    tags = [tags] if isinstance(tags, str) else list(tags or ())
+    told = trainer.told_to_card
+    tags = [told.tags] if isinstance(told.tags, str) else list(told.tags or ())
     dataset = trainer.train_dataset
     return CardFacts(
-        model_name=model_name or (trainer.hub_model_id or trainer.args.output_dir).rstrip("/").split("/")[-1],
+        model_name=told.model_name or (trainer.hub_model_id or trainer.args.output_dir).rstrip("/").split("/")[-1],
         num_train_examples=len(dataset) if hasattr(dataset, "__len__") else None,
         recipe=recipe,
         versions={"trim_trainer": __version__} | {name: metadata.version(name) for name in VERSIONED},
@@ -49,7 +61,7 @@ def collect_facts(trainer, model_name: str | None = None, dataset_name: str | No
         license=recipe.get("license") or (known and known.license),
         license_name=known and known.license_name,
         license_link=known and known.license_link,
-        dataset_name=dataset_name or recipe.get("dataset_name"),
+        dataset_name=told.dataset_name or recipe.get("dataset_name"),
         paper=CRITERIA[name].paper if (name := trainer.history.importance) in CRITERIA else None,
         caveats=(
             *_dropped_before(earlier),
@@ -57,6 +69,7 @@ def collect_facts(trainer, model_name: str | None = None, dataset_name: str | No
             *trainer.evaluation_sets.caveats,
         ),
         dtype=_dtype(trainer),
+        sees_images=is_composite(trainer.causal_lm.config),
         oldest_transformers=oldest_reader(trainer.model.config),
     )
 

@@ -1,23 +1,26 @@
 """What a trimming run refuses, before anything expensive happens."""
 
+import copy
 import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from accelerate.utils import is_peft_model, parse_flag_from_env
 from datasets import Dataset, IterableDataset
 from torch.distributed.fsdp import FSDPModule
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, align_special_tokens
 from trl import BEMACallback
 
 from ..architectures.configs import num_layers
 from ..architectures.halves import find_halves
 from ..architectures.modules import find_layers
 from ..architectures.table import find_architecture
+from ..causes import tell
 from ..checkpoints.loading import check_tokenizer, loading, read_config
 from ..data.choices import CalibrationError, check_choices
 from ..data.splits import NUM_STREAM_ROWS, RowKey, check_disjoint, draw_rows, first_rows, hold_out
@@ -105,10 +108,14 @@ def _load_config(model: str, args: TrimConfig, has_tokenizer: bool) -> Pretraine
 
 
 def _check_settings(args: TrimConfig, peft_config) -> None:
-    """Raise a ValueError for what several processes cannot do while layers drop."""
+    """Raise a ValueError for what a run cannot do while layers drop, most of it with several processes."""
     plugin, fsdp = args.deepspeed_plugin, fsdp_settings(args)
     kind = "DeepSpeed" if plugin is not None else "FSDP" if fsdp else None
     rules = {
+        "hub_revision": (
+            args.push_to_hub and args.hub_revision is not None,
+            f"{args.hub_revision!r}, but a run with a target publishes the branches `main` and `depth-N`. Leave it out",
+        ),
         "fsdp_version": (
             fsdp.get("fsdp_version") == 1,
             "1, which flattens the weights of a layer into one. Use FSDP2: `fsdp_version: 2` in the configuration of accelerate "
@@ -202,6 +209,25 @@ def check_router_loss(trainer) -> None:
         )
 
 
+def check_generation(trainer) -> None:
+    """Raise a ValueError for a generation config that no save would write, the first of which comes after training."""
+    model = trainer.causal_lm
+    generation = getattr(model, "generation_config", None)
+    if generation is None:
+        return
+    aligned = SimpleNamespace(config=copy.deepcopy(model.config), generation_config=copy.deepcopy(generation))
+    try:
+        aligned.generation_config.validate(strict=True)
+    except ValueError as error:
+        align_special_tokens(aligned, trainer.processing_class)  # as the Trainer does when it begins
+        if aligned.generation_config != generation:
+            raise ValueError(
+                f"The generation config of the model is invalid: {tell(error)} Training gives it the special tokens of the "
+                "tokenizer, and Transformers saves a changed one only if it is valid. Correct it first, by "
+                "`model.generation_config.do_sample = True` or in generation_config.json."
+            ) from error
+
+
 def check_callbacks(trainer) -> None:
     """Raise a ValueError for a callback that averages weights layer by layer: those that go leave it with other layers."""
     for callback in trainer.callback_handler.callbacks:
@@ -232,24 +258,30 @@ def check_distillation(trainer) -> None:
 
 
 def check_output_dir(output_dir: str, resume_from_checkpoint: str | bool | None, overwrite: bool) -> None:
-    """Refuse a folder that holds another run, or clear it where that is asked for.
+    """Refuse a folder that holds another run, unless that is to be resumed or replaced.
 
     Raises:
         FileExistsError: names what was found and the ways out.
     """
-    folder = Path(output_dir)
-    found = [*folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), *folder.glob("depth-*"), *folder.glob(HISTORY_NAME)]
-    if not found or resume_from_checkpoint:
-        return
-    if not overwrite:
+    found = _of_a_run(output_dir)
+    if found and not resume_from_checkpoint and not overwrite:
         raise FileExistsError(
             f"`output_dir` {output_dir!r} holds another run ({', '.join(sorted(path.name for path in found)[:3])}). "
             "Pass `resume_from_checkpoint=True` to go on with it, set `overwrite_output_dir` to replace it, or name "
             "another folder."
         )
-    for path in found:
+
+
+def clear_output_dir(output_dir: str) -> None:
+    """Remove another run, which this one replaces."""
+    for path in _of_a_run(output_dir):
         logger.info("Removing %s of the run that is overwritten.", path)
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _of_a_run(output_dir: str) -> list[Path]:
+    folder = Path(output_dir)
+    return [*folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), *folder.glob("depth-*"), *folder.glob(HISTORY_NAME)]
 
 
 def split_calibration(
@@ -269,6 +301,11 @@ def split_calibration(
     """
     if train_dataset is None:
         raise ValueError("`train_dataset` is None, expected a data set to train on.")
+    if args.trim_strategy == "epoch" and isinstance(train_dataset, IterableDataset):
+        raise ValueError(
+            "`trim_strategy` is 'epoch', and `train_dataset` is a stream, of which nobody knows where an epoch ends. Set it to "
+            "'steps'."
+        )
     key = RowKey(args.dataset_text_field, formatting_func)
     evaluation = {name: _looked_at(dataset, name) for name, dataset in named_evaluation_sets(eval_dataset).items()}
     if calibration_dataset is not None and not hasattr(calibration_dataset, "__len__"):

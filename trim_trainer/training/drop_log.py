@@ -13,8 +13,9 @@ def log_drop(trainer: Trainer, a_round: Round) -> None:
         "trim_depth": a_round.depth_after,
         "trim_score": a_round.score_of(a_round.dropped[0]),
         f"trim_{trainer.history.calibration_metric}": a_round.metric_after,
-        "trim_tokens_per_second": a_round.decode_tokens_per_second,
     }
+    if a_round.decode_tokens_per_second is not None:
+        logs["trim_tokens_per_second"] = a_round.decode_tokens_per_second
     # Reporters plot numbers only: what goes together is logged one by one, a seam as the place between its layers.
     for place, each in enumerate(a_round.dropped, start=1):
         logs["trim_layer" if place == 1 else f"trim_layer_{place}"] = place_of(each)

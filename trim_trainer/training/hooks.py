@@ -47,8 +47,9 @@ class HookedTrainer(SFTTrainer):
     def before_finalizing(self) -> None:
         """The last step is done; the best model is not loaded yet."""
 
-    def before_best_model(self) -> None:
-        """The weights of `state.best_model_checkpoint` are about to be loaded."""
+    def takes_best_model(self) -> bool:
+        """The weights of `state.best_model_checkpoint` are about to be loaded; False: they are not to be."""
+        return True
 
     def _init_training_state(
         self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
@@ -76,8 +77,8 @@ class HookedTrainer(SFTTrainer):
         return super()._finalize_training(trial, num_train_samples, start_time)
 
     def _load_best_model(self) -> None:
-        self.before_best_model()
-        super()._load_best_model()
+        if self.takes_best_model():
+            super()._load_best_model()
 
     # Files and pushes.
 

@@ -33,6 +33,7 @@ def measure_run(trainer, **facts) -> Measurement:
             trainer.causal_lm,
             trainer.evaluation_sets.examples,
             trainer.trimming.layout,
+            is_merged=trainer.args.merge_adapter,
             **facts,
         )
     return from_main(measured)

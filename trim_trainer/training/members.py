@@ -13,6 +13,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
 from ..records.files import HISTORY_NAME
+from ..records.history import TrimHistory
 from ..records.measurement import Measurement
 from ..records.settings import changed_settings
 from .measuring import measure_trimmed
@@ -26,6 +27,7 @@ ALONE = {
     "save_only_model": False,
     "overwrite_output_dir": False,
     "resume_from_checkpoint": None,
+    "restore_callback_states_from_checkpoint": True,  # as patience was when the run left its depth
 }
 
 
@@ -37,6 +39,16 @@ def has_members(trainer) -> bool:
 def is_kept(folder: Path) -> bool:
     """Whether a depth's folder holds its model, or a checkpoint to train on from."""
     return (folder / HISTORY_NAME).is_file() or bool(_checkpoints_in(folder))
+
+
+def is_of_depth(checkpoint: str, depth: int) -> bool:
+    """Whether the best checkpoint of a member has its depth: the best of the run before it was left may be deeper."""
+    best = TrimHistory.load(checkpoint).depth
+    if best != depth:
+        logger.warning(
+            "Depth %d: the best checkpoint has %d layers and is passed over; the last step stays.", depth, best
+        )
+    return best == depth
 
 
 def say_members(trainer, total: float) -> None:
@@ -111,7 +123,7 @@ def _heal(trainer, depth: int) -> Measurement:
     trimming.bring_back()
     trimming.history = trimming.history.begun_anew(depth)
     trainer.model.to(trainer.args.device)
-    trainer.recipe = _recipe_of(trainer, depth)
+    trainer.recipe, trainer.is_member = _recipe_of(trainer, depth), True
     with _changed(trainer.args, ALONE | {"output_dir": str(folder)}):
         trainer.train_to_target(resume_from_checkpoint=True)
         trainer.save_model(str(folder), _internal_call=True)
@@ -137,10 +149,11 @@ def _waiting(trainer) -> list[int]:
     """Depths that have a checkpoint to go on from, deepest first: those that are done have none."""
     if not has_members(trainer):
         return []
+    reached = trainer.history.depth if trainer.reached_depth is None else trainer.reached_depth
     return [
         depth
         for depth in sorted(trainer.args.save_depths, reverse=True)
-        if depth >= trainer.history.depth and _checkpoints_in(trainer.folder_of(depth))
+        if depth >= reached and _checkpoints_in(trainer.folder_of(depth))
     ]
 
 

@@ -9,8 +9,9 @@ from huggingface_hub import HfApi
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy
 
+from ..hub.layout import kind_of
 from ..hub.publishing import Published, failed_pushes, publish
-from ..hub.staging import PUBLISHED
+from ..hub.staging import LOADED
 from .config import TrimConfig
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,10 @@ def publish_run(trainer, commit_message: str | None, token: str | None, private:
 
 
 def start_pushes(trainer, folder: str) -> list[Future]:
-    """Begin to push a checkpoint in the background, if the run pushes and nothing is on its way."""
+    """Begin to push a checkpoint in the background, if the run pushes and nothing is on its way.
+
+    What loaders take is pushed. History and recipe, which name places of this machine until they are published, are not.
+    """
     args, strategy = trainer.args, trainer.args.hub_strategy
     if not trainer.is_world_process_zero() or strategy == HubStrategy.END:
         return []
@@ -51,7 +55,9 @@ def start_pushes(trainer, folder: str) -> list[Future]:
         commit_message=f"Training in progress, step {trainer.state.global_step}",
         run_as_future=True,
     )
-    jobs = [upload(allow_patterns=PUBLISHED)]
+    # An adapter of a checkpoint to resume from loads nowhere but in its run.
+    has_weights = any(kind_of(path.name) == "weights" for path in Path(folder).iterdir())
+    jobs = [upload(allow_patterns=LOADED)] if has_weights else []
     if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
         # Asked for so that another machine can resume, which needs the optimizer.
         name = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else Path(folder).name

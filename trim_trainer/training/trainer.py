@@ -37,13 +37,15 @@ from ..surgery.optimizer import ParameterGroups, sync_optimizer
 from ..surgery.wrapping import rewrap
 from ..surgery.zero import rebuild_engine
 from .asked import base_weights_of
-from .card_files import collect_facts, earlier_history
+from .card_files import Told, collect_facts, earlier_history
 from .checks import (
     check_callbacks,
     check_distillation,
+    check_generation,
     check_model,
     check_router_loss,
     check_sharded,
+    clear_output_dir,
     split_calibration,
 )
 from .compensating import choose_compensation_size, draw_compensation_examples, why_none_takes_over
@@ -54,7 +56,7 @@ from .hooks import HookedTrainer, TrimCallback, name_arguments
 from .learning_rate import choose_scaling, follow_depth
 from .loss import can_select_positions, selected_loss
 from .measuring import measure_run, measure_trimmed
-from .members import heal_members, keep_end, say_members
+from .members import heal_members, is_of_depth, keep_end, say_members
 from .pushing import check_push, publish_run, report_failures, start_pushes
 from .resuming import check_plain_resumed, check_restarted, find_resumed, find_start, resume
 from .saving import clear_checkpoint, save_trimmed
@@ -93,6 +95,11 @@ class TrimTrainer(HookedTrainer):
     scales_learning_rate = False  # the rate rises as layers go
     frozen: FrozenWeights | None = None  # what a quantized base model was when the run began
     schedule: TrimSchedule | None = None  # None: nothing is planned yet
+    told_to_card = Told()
+    reached_depth: int | None = None  # by the last step, of which the best checkpoint may be behind
+    is_member = False  # a depth on the way that trains on behind the run
+    _has_trained = False
+    _replaces = False  # another run in `output_dir`, once this one is accepted
     has_begun = False  # to train: the plan is made, and was not refused
 
     def __init__(
@@ -133,6 +140,7 @@ class TrimTrainer(HookedTrainer):
             )  # fmt: skip
         if not is_trimming:
             return
+        check_generation(self)
         check_router_loss(self)
         if is_peft_model(self.model):
             check_adapters(self.model, args.merge_adapter)
@@ -209,10 +217,13 @@ class TrimTrainer(HookedTrainer):
         """Train, dropping layers on the way, and measure the result; depths on the way stay where they were left."""
         check_callbacks(self)
         checkpoint = find_resumed(self, resume_from_checkpoint)
+        self.reached_depth = None
+        self._replaces = checkpoint is None and self.args.overwrite_output_dir
         self._resumed = resume(self, checkpoint) if checkpoint else None
         self._first_depth = self.history.depth
         with under_way(self):
             output = super().train(checkpoint, *args, **kwargs)
+        self._has_trained = True
         measure_trimmed(self)
         return output
 
@@ -232,17 +243,23 @@ class TrimTrainer(HookedTrainer):
                 logger.warning("The last drop comes at the very end, with no step left to heal it. Train for longer.")
             say_members(self, num_epochs if self.args.trim_strategy == "epoch" else max_steps)
         self.trimming.freeze()
-        if self.history.rounds and not self.is_deepspeed_enabled:
+        if (self.history.rounds or self._has_trained) and not self.is_deepspeed_enabled:
             self.sync_parameters()  # an optimizer that was there before this run knows those of an earlier one
         if not self.is_fsdp_enabled:
             self.begin()
+        if self._replaces and self.is_world_process_zero():
+            clear_output_dir(self.args.output_dir)  # by a run that was accepted
 
     def after_preparing(self) -> None:
         """Begin here where only now the model is on its devices."""
-        if self.trimming is not None and self.is_fsdp_enabled:
+        if self.trimming is None:
+            return
+        if self.is_fsdp_enabled:
             check_sharded(self.causal_lm)
             self.begin()
             self.sync_parameters()
+        elif not self.is_deepspeed_enabled:
+            self.parameter_groups.leave_out(self.optimizer, self.model)  # what a `create_optimizer` has left out
 
     def begin(self) -> None:
         """Measure the untrimmed model, and choose the layers most likely to be kept, which train in a sparse update."""
@@ -278,13 +295,18 @@ class TrimTrainer(HookedTrainer):
         if self.trimming is not None:
             keep_end(self)
             self.trimming.check_floor()
+            self.reached_depth = self.history.depth
             self.trimming.end(how_it_ended(self))
 
-    def before_best_model(self) -> None:
-        """Give the model the depth that the best checkpoint has."""
-        if self.trimming is not None:
-            self.trimming.return_to(self.state.best_model_checkpoint)
-            self.model.to(self.args.device)
+    def takes_best_model(self) -> bool:
+        """Give the model the depth that the best checkpoint has; a member, which has its own, takes no other."""
+        if self.trimming is None:
+            return True
+        if self.is_member and not is_of_depth(self.state.best_model_checkpoint, self.history.depth):
+            return False
+        self.trimming.return_to(self.state.best_model_checkpoint)
+        self.model.to(self.args.device)
+        return True
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """As SFTTrainer does; on a CPU the head runs on the positions that count only. A teacher is listened to too."""
@@ -383,8 +405,10 @@ class TrimTrainer(HookedTrainer):
         """Write the model card of the run so far into `output_dir`; without a target, TRL's."""
         if self.trimming is None:
             super().create_model_card(model_name, dataset_name, tags)
-        elif self.is_world_process_zero():
-            write_card(self.args.output_dir, self.history, collect_facts(self, model_name, dataset_name, tags))
+            return
+        self.told_to_card = Told(model_name, dataset_name, tags)
+        if self.is_world_process_zero():
+            write_card(self.args.output_dir, self.history, collect_facts(self))
 
     def push_to_hub(
         self,
@@ -402,10 +426,13 @@ class TrimTrainer(HookedTrainer):
 
         Raises:
             StagingError, PublishError: see [`publish`]. The checkpoint is saved in any case.
+            TypeError: an argument that the card does not know; it knows `model_name`, `dataset_name` and `tags`.
         """
         if self.trimming is None:
             return super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
         check_push(self.args, blocking, revision)
+        if kwargs:
+            self.told_to_card = Told(**kwargs)
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None

@@ -29,7 +29,7 @@ from ..scoring.finite import DivergedError
 from ..scoring.layout import Layout
 from ..scoring.processes import from_main
 from ..scoring.scan import score_choices
-from ..scoring.speed import measure_tokens_per_second
+from ..scoring.speed import measure_saved_tokens_per_second
 from ..scoring.trial import choose_layout
 from ..surgery.backup import LayerBackup
 from ..surgery.drop import drop_layers
@@ -222,7 +222,9 @@ class Trimming:
             a_round = replace(
                 a_round,
                 metric_after=self.measure_metric(),
-                decode_tokens_per_second=from_main(measure_tokens_per_second(self.run.causal_lm, NUM_RUNS_AT_DROPS)),
+                decode_tokens_per_second=from_main(
+                    measure_saved_tokens_per_second(self.run.causal_lm, self.run.args.merge_adapter, NUM_RUNS_AT_DROPS)
+                ),
             )
             self.history = before.add(a_round)
         if dropped:
