@@ -374,6 +374,7 @@ def test_what_is_pushed_on_the_way_loads_and_names_no_place(peft_config, tmp_pat
     trainer.train()
     checkpoint = tmp_path / "out" / "checkpoint-6"
     assert "/home/me" in (checkpoint / "trim_history.json").read_text()
+    trainer.push_in_progress, trainer.hub_model_id = None, REPO  # as of a run that pushes
     start_pushes(trainer, str(checkpoint))
     assert PUSHED == [] if peft_config else {"config.json", "model.safetensors", "tokenizer.json"} <= set(PUSHED)
     assert not {"trim_history.json", "trim_run.json", "adapter_config.json", "README.md"} & set(PUSHED)
