@@ -392,3 +392,14 @@ def test_what_a_script_tells_the_card_stays_on_it(server, tmp_path, monkeypatch)
         assert card.data.datasets == ["me/data"] and "mine" in card.data.tags
         assert TrimHistory.load(tmp_path / "out").card.dataset_name == "me/data"
         trainer.save_model()
+
+
+def test_cards_on_the_way_name_no_other_model_and_forget_nothing(tmp_path):
+    """SFTTrainer writes a card beside each checkpoint, also where the run keeps a depth in a folder of its own."""
+    trainer = make_trainer(tmp_path / "out", save_depths=[5])
+    trainer.create_model_card(dataset_name="me/data")
+    trainer.train()
+    trainer.save_model()
+    names = {place: TrimHistory.load(tmp_path / "out" / place).card.model_name for place in (".", "depth-5")}
+    assert names == {".": "out", "depth-5": "depth-5"}
+    assert TrimHistory.load(tmp_path / "out").card.dataset_name == "me/data"

@@ -42,8 +42,11 @@ def earlier_history(model: str | PreTrainedModel) -> TrimHistory | None:
     return read_history(source) if source and Path(source).is_dir() else None
 
 
-def collect_facts(trainer) -> CardFacts:
-    """Take the facts of the card from a trainer; `recipe` entries come before what the model's config knows."""
+def collect_facts(trainer, model_name: str | None = None) -> CardFacts:
+    """Take the facts of the card from a trainer; `recipe` entries come before what the model's config knows.
+
+    `model_name` is of this card alone; None: as the script has told, else that of the repository or folder.
+    """
     recipe = dict(trainer.recipe or changed_settings(trainer.args))
     source, earlier = get_config_model_id(trainer.model.config), trainer.earlier_history
     known = earlier.card if earlier is not None else None
@@ -51,7 +54,9 @@ def collect_facts(trainer) -> CardFacts:
     tags = [told.tags] if isinstance(told.tags, str) else list(told.tags or ())
     dataset = trainer.train_dataset
     return CardFacts(
-        model_name=told.model_name or (trainer.hub_model_id or trainer.args.output_dir).rstrip("/").split("/")[-1],
+        model_name=model_name
+        or told.model_name
+        or (trainer.hub_model_id or trainer.args.output_dir).rstrip("/").split("/")[-1],
         num_train_examples=len(dataset) if hasattr(dataset, "__len__") else None,
         recipe=recipe,
         versions={"trim_trainer": __version__} | {name: metadata.version(name) for name in VERSIONED},

@@ -406,9 +406,12 @@ class TrimTrainer(HookedTrainer):
         if self.trimming is None:
             super().create_model_card(model_name, dataset_name, tags)
             return
-        self.told_to_card = Told(model_name, dataset_name, tags)
+        told = {name: value for name, value in {"dataset_name": dataset_name, "tags": tags}.items() if value}
+        self.told_to_card = replace(
+            self.told_to_card, **told
+        )  # SFTTrainer writes one beside each checkpoint, and says neither
         if self.is_world_process_zero():
-            write_card(self.args.output_dir, self.history, collect_facts(self))
+            write_card(self.args.output_dir, self.history, collect_facts(self, model_name))
 
     def push_to_hub(
         self,
@@ -431,8 +434,7 @@ class TrimTrainer(HookedTrainer):
         if self.trimming is None:
             return super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
         check_push(self.args, blocking, revision)
-        if kwargs:
-            self.told_to_card = Told(**kwargs)
+        self.told_to_card = replace(self.told_to_card, **kwargs)
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
