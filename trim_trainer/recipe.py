@@ -24,7 +24,7 @@ from .checkpoints.precision import is_fast
 from .data.columns import Columns
 from .data.sources import load_source
 from .mixture import check_mixture, load_mixture, read_entries
-from .records.settings import changed_settings, check_keys, check_types, read_settings, split_config
+from .records.settings import changed_settings, check_keys, check_types, read_settings, says_none, split_config
 from .training.checks import check_model
 from .training.config import TrimConfig
 from .training.hooks import options_of, spellings_of
@@ -79,7 +79,7 @@ class RecipeArguments(ScriptArguments, DatasetMixtureConfig):
     def __post_init__(self):
         # TRL's parser reads "none" and "null" as None where a number is optional; here, where a name is, too.
         for entry in fields(self):
-            if entry.default is None and str(getattr(self, entry.name)).lower() in ("none", "null"):
+            if entry.default is None and says_none(getattr(self, entry.name)):
                 setattr(self, entry.name, None)
         self.datasets = read_entries(self.datasets)
         super().__post_init__()
@@ -171,7 +171,7 @@ class _Parser(TrlParser):
 
 def _or_none(read: Callable[[str], Any]) -> Callable[[str], Any]:
     def read_or_none(text: str) -> Any:
-        return None if text.lower() in ("none", "null") else read(text)
+        return None if says_none(text) else read(text)
 
     read_or_none.__name__ = getattr(read, "__name__", "value")  # which messages of argparse say
     return read_or_none

@@ -102,9 +102,7 @@ class CellResult:
     selection_loss: float
     num_steps: int | None  # optimizer steps; None: an older version did not write them down
     measured: Measurement  # quality by task; the recipe's own is `RECIPE`
-    tasks: dict[str, Any] | None = (
-        None  # settings of further ones, by name; None: an older version did not write them down
-    )
+    tasks: dict[str, Any] | None = None  # settings of the further ones, by name; None: not written down
     chosen: dict[str, Any] | None = None  # how layers went, defaults too; None: none did, or it was not written down
 
     def to_plain(self) -> dict[str, Any]:

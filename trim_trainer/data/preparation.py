@@ -45,13 +45,8 @@ class TextSettings:
     @classmethod
     def of(cls, args: SFTConfig | dict[str, Any]) -> "TextSettings":
         """Those of a config, or of a recipe's settings; what a recipe does not name is as above."""
-        found = {name: _read(value) for name, value in args.items()} if isinstance(args, dict) else vars(args)
+        found = args if isinstance(args, dict) else vars(args)
         return cls(**{field.name: found[field.name] for field in fields(cls) if field.name in found})
-
-
-def _read(value: Any) -> Any:
-    """A value of a recipe, in which `none` stands for no value as it does on the command line."""
-    return None if isinstance(value, str) and value.lower() in ("none", "null") else value
 
 
 class WithoutTrainer:

@@ -20,7 +20,7 @@ from ..data.tokens import tokenize_examples
 from ..recipe import RecipeArguments, check_settings, load_split, make_parser, take
 from ..records.files import RECIPE_NAME
 from ..records.measurement import EVALUATION
-from ..records.settings import changed_settings, read_settings
+from ..records.settings import changed_settings, read_settings, says_none
 from ..training.hooks import options_of
 
 
@@ -138,7 +138,8 @@ def read_task(path: str | Path, limit: int | None = None) -> Task:
     parser = TrlParser(RecipeArguments, prog=str(path), usage="the data of a task")
     parser.set_defaults_with_config(**{key: value for key, value in settings.items() if key in known})
     (script,) = parser.parse_args_into_dataclasses([], look_for_args_file=False)
-    return Task(path.stem, script, limit or script.max_eval_samples, TextSettings.of(settings))
+    texts = {name: None if says_none(value) else value for name, value in settings.items()}
+    return Task(path.stem, script, limit or script.max_eval_samples, TextSettings.of(texts))
 
 
 def read_tasks(paths: Iterable[str | Path], limit: int | None = None, reserved: Iterable[str] = ()) -> list[Task]:

@@ -55,6 +55,11 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (int, float, str, bool))
 
 
+def says_none(value: Any) -> bool:
+    """Whether a value is text that stands for no value, as TRL's parser reads it of optional numbers."""
+    return isinstance(value, str) and value.lower() in ("none", "null")
+
+
 def read_settings(path: Path) -> dict[str, Any]:
     """Read a recipe as it is written.
 
