@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.utils import is_peft_available
 
 from ..records.measurement import SpeedRatio
+from ..surgery.drop import is_quantized
 from .hooks import plain_forward
 
 # Greedy decoding that is timed: long enough to drown the first token, short enough to run at each drop.
@@ -50,7 +51,7 @@ def measure_saved_tokens_per_second(
     adapters = adapter_modules(model)
     if not adapters or not is_merged:
         return measure_tokens_per_second(model, num_runs)
-    if getattr(model, "hf_quantizer", None) is not None:
+    if is_quantized(model):
         return None
     with _left_out(adapters):
         return measure_tokens_per_second(model, num_runs)
