@@ -1,7 +1,7 @@
 """Fill the tables of docs/pages/results.md and README.md that pool runs, over seeds and machines, from docs/results.csv.
 
 And those of docs/pages/faster.md, from docs/inference.csv; of several runtimes and weights, from docs/frontier.csv; of the
-second model, from docs/gemma.csv.
+second and the third model, from docs/gemma.csv and docs/qwen.csv.
 
 python docs/generate_results.py
 """
@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import frontier_table
-import gemma_table
 import inference_table
+import other_models
 from csv_rows import read
 from matplotlib.figure import Figure
 
@@ -619,7 +619,7 @@ TABLES = {
     "sublayers": sublayers,
     "lora": lora,
     "frontier": lambda: table(*frontier_table.lines()),
-    "second_model": lambda: table(*gemma_table.lines()),
+    "second_model": lambda: table(*other_models.lines("gemma")),
 }
 
 

@@ -60,6 +60,27 @@ def test_what_is_saved_is_what_was_trained(precision, build, tmp_path):
     assert_close(logits(loaded), logits(trainer.model), atol=0.05 if precision else 1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [{"save_depths": [5]}, {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"}],
+    ids=["members", "best model"],
+)
+def test_layers_that_come_back_at_the_quality_floor_are_on_the_gpu(fields, build):
+    steps = {"eval_steps": 4, "save_steps": 4} if "eval_strategy" in fields else {}
+    trainer = build(
+        max_metric_drop=0.0,
+        calibration_metric="loss",
+        trim_steps=1,
+        trim_delay=4,
+        layers_per_trim=1,
+        **fields,
+        **steps,
+    )
+    trainer.trimming.floor.is_crossed = lambda metric: trainer.history.depth < 5
+    trainer.train()
+    assert {each.device.type for each in trainer.model.parameters()} == {DEVICE}
+
+
 def test_the_scan_says_what_it_says_on_a_cpu(tokenizer):
     examples = make_examples(12, 200)
     scores = [score_layers(make_model().to(device), tokenizer, examples, metric="loss") for device in ("cpu", DEVICE)]

@@ -9,7 +9,7 @@ from histories import make_history
 from peft import LoraConfig, get_peft_model
 from tiny import make_model
 from torch.testing import assert_close
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from trim_trainer import drop_layers
 from trim_trainer.checkpoints.loading import Source, SourceError
@@ -57,6 +57,24 @@ def test_a_folder_without_a_model_says_so_and_names_its_last_checkpoint(tmp_path
         (tmp_path / f"checkpoint-{step}").mkdir()
     with pytest.raises(SourceError, match="Its last checkpoint is '.*checkpoint-10'"):
         Source.of(str(tmp_path)).load_model()
+
+
+def test_the_tokenizer_beside_an_adapter_is_the_one_it_was_trained_with(tokenizer, tmp_path):
+    make_model().save_pretrained(tmp_path / "base")
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    tokenizer.save_pretrained(tmp_path / "base")
+    adapted = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tmp_path / "base"), LoraConfig(task_type="CAUSAL_LM", r=2)
+    )
+    adapted.save_pretrained(tmp_path / "adapter")
+    assert (
+        Source.of(str(tmp_path / "adapter")).load_tokenizer().chat_template == tokenizer.chat_template
+    )  # of the base
+    tokenizer.chat_template = "{{ messages[0].role }}: {{ messages[0].content }}"
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    assert Source.of(str(tmp_path / "adapter")).load_processing_class().chat_template == tokenizer.chat_template
+    assert main(["drop", str(tmp_path / "adapter"), "--layers", "1", "--output", str(tmp_path / "dropped")]) == 0
+    assert AutoTokenizer.from_pretrained(tmp_path / "dropped").chat_template == tokenizer.chat_template
 
 
 def test_an_adapter_apart_is_loaded_as_what_was_trained(make_trainer, tmp_path):

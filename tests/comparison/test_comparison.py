@@ -225,7 +225,7 @@ def test_one_shot_keeps_what_the_recipe_protects(recipe, tmp_path, capsys):
     (result,) = results(tmp_path).values()
     assert result["depth"] == 4 and not {0, 1, 4} & set(result["dropped"])
     assert main([*arguments, "--depths", "2"]) == 2
-    assert "`depths` contains 2, but only 3 of 4 layers can be dropped" in capsys.readouterr().err
+    assert "`protected_layers` names 3 layers, but `target_layers` is 2" in capsys.readouterr().err
 
 
 def test_compensation_is_a_row_of_its_own(recipe, tmp_path, capsys):
@@ -366,6 +366,12 @@ def test_a_depth_that_cannot_be_reached_is_refused_before_full_depth_trains(reci
     arguments = ["--methods", "full", "progressive", "--depths", "4", "2", "--protected_layers", "0", "1", "2"]
     assert main(["compare", "--config", str(recipe), *arguments, "--output_dir", str(tmp_path)]) == 2
     assert "`protected_layers` names 3 layers, but `target_layers` is 2" in capsys.readouterr().err
+    arguments[2] = "one_shot"  # which drops before it trains
+    assert main(["compare", "--config", str(recipe), *arguments, "--output_dir", str(tmp_path)]) == 2
+    assert "`protected_layers` names 3 layers, but `target_layers` is 2" in capsys.readouterr().err
+    arguments[2] = "tail"  # which protects nothing
+    with pytest.raises(pytest.fail.Exception, match="a cell is run"):
+        main(["compare", "--config", str(recipe), *arguments, "--output_dir", str(tmp_path)])
 
 
 def test_an_empty_list_is_a_setting_of_its_own(recipe, tmp_path):

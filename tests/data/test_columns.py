@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from datasets import Dataset, Features, List
+from datasets import Dataset, Features, IterableDataset, List
 from published import CASE_HOLD, MEDMCQA, PHRASEBANK, TEXT, Published
 
 from trim_trainer.data.columns import ColumnError, Columns
@@ -102,11 +102,24 @@ NUMBERS = Dataset.from_list(
 )
 
 
+def test_a_column_is_known_by_its_name_also_where_that_is_no_word():
+    rows = [{"Question text": "Two?", "all-choices": ["1", "2"], "the answer": "2"}]
+    columns = Columns("Question text", "all-choices", "the answer")
+    for dataset in (Dataset.from_list(rows), IterableDataset.from_generator(lambda: iter(rows))):
+        found = next(iter(columns.apply(dataset, "train")))
+        assert found == {"prompt": "Two?", "completion": " 2", "choices": [" 1", " 2"], "answer": 1}
+
+
 def test_digits_of_a_template_are_an_index_and_those_of_a_column_a_choice():
     """As in lm-evaluation-harness."""
     by_index = Columns("question", "options", "{{labels.index(label)}}").apply(NUMBERS, "train")[0]
     assert (by_index["answer"], by_index["completion"]) == (2, " 3")
     by_text = Columns("question", "options", "right").apply(NUMBERS, "train")[0]
     assert (by_text["answer"], by_text["completion"]) == (1, " 2")
+    years = Dataset.from_list([{"question": "?", "year": "2020"}])
+    with pytest.raises(
+        ColumnError, match="gives 2020, .*Digits that a template gives are an index; name the column alone"
+    ):
+        Columns("question", ("2019", "2020"), "{{year}}").apply(years, "train")
     with pytest.raises(ColumnError, match="gives 3, expected an index from 0 to 2"):
         Columns("question", "options", "{{options[-1]}}").apply(NUMBERS, "train")

@@ -18,6 +18,7 @@ from huggingface_hub.utils import filter_repo_objects
 from peft import LoraConfig
 from publishing import IDS, command, compare_elsewhere, load_elsewhere, make_trainer, train_and_push
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.trainer_utils import HubStrategy
 
 from trim_trainer import TrimHistory
 from trim_trainer.hub.card import BEGIN, END
@@ -361,21 +362,33 @@ class Recorder:
         names = [path.relative_to(folder_path).as_posix() for path in Path(folder_path).rglob("*") if path.is_file()]
         PUSHED.extend(filter_repo_objects(names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns))
 
+    def create_commit(self, operations, **kwargs):
+        RESUMABLE.extend(operations)
 
-PUSHED = []
+
+PUSHED, RESUMABLE = [], []
 
 
 @pytest.mark.parametrize("peft_config", [None, LoraConfig(r=4, target_modules=["q_proj"])], ids=["whole", "lora"])
 def test_what_is_pushed_on_the_way_loads_and_names_no_place(peft_config, tmp_path, monkeypatch):
     monkeypatch.setattr("trim_trainer.training.pushing.HfApi", Recorder)
     PUSHED.clear()
+    RESUMABLE.clear()
     trainer = make_trainer(tmp_path / "out", peft_config=peft_config, save_strategy="steps", save_steps=6)
     trainer.recipe = {"dataset_name": "/home/me/patients.jsonl", "target_layers": 3}
     trainer.train()
     checkpoint = tmp_path / "out" / "checkpoint-6"
     assert "/home/me" in (checkpoint / "trim_history.json").read_text()
     trainer.push_in_progress, trainer.hub_model_id = None, REPO  # as of a run that pushes
+    trainer.args.hub_strategy = HubStrategy.CHECKPOINT
     start_pushes(trainer, str(checkpoint))
+    resumable = {each.path_in_repo: each.path_or_fileobj for each in RESUMABLE}
+    assert {"last-checkpoint/trim_run.json", "last-checkpoint/optimizer.pt"} <= resumable.keys()
+    assert "last-checkpoint/training_args.bin" not in resumable
+    assert (
+        json.loads(resumable["last-checkpoint/trim_history.json"])["card"]["recipe"]["dataset_name"]
+        == "./patients.jsonl"
+    )
     assert PUSHED == [] if peft_config else {"config.json", "model.safetensors", "tokenizer.json"} <= set(PUSHED)
     assert not {"trim_history.json", "trim_run.json", "adapter_config.json", "README.md"} & set(PUSHED)
 
@@ -383,8 +396,13 @@ def test_what_is_pushed_on_the_way_loads_and_names_no_place(peft_config, tmp_pat
 def test_what_a_script_tells_the_card_stays_on_it(server, tmp_path, monkeypatch):
     trainer = make_trainer(tmp_path / "out")
     trainer.train()
-    with pytest.raises(TypeError, match="unexpected keyword argument 'licence'"):
-        trainer.push_to_hub(licence="mit")
+    with pytest.raises(
+        TypeError, match="`push_to_hub` knows no `licence`. The model is saved, in '.*out': `trim-trainer publish`"
+    ):
+        trainer.push_to_hub(licence="mit", tags="mine")
+    assert "mine" in TrimHistory.load(tmp_path / "out").card.tags  # nothing that was trained or said is lost
+    with pytest.raises(ValueError, match="leave `blocking`, `revision` and `hub_revision` out. The model is saved"):
+        trainer.push_to_hub(blocking=False)
     monkeypatch.setattr("trim_trainer.training.trainer.publish_run", lambda *_: None)
     trainer.push_to_hub(dataset_name="me/data", tags=["mine"])
     for _ in range(2):
@@ -392,6 +410,16 @@ def test_what_a_script_tells_the_card_stays_on_it(server, tmp_path, monkeypatch)
         assert card.data.datasets == ["me/data"] and "mine" in card.data.tags
         assert TrimHistory.load(tmp_path / "out").card.dataset_name == "me/data"
         trainer.save_model()
+
+
+def test_a_card_that_a_script_writes_itself_says_to_publish_what_it_says(tmp_path):
+    trainer = make_trainer(tmp_path / "out", save_depths=[5])
+    trainer.train()
+    trainer.save_model()
+    trainer.create_model_card(dataset_name="me/data", tags=["mine"])
+    for staged in stage(tmp_path / "out", REPO):
+        assert staged.history.card.dataset_name == "me/data" and "mine" in staged.history.card.tags
+        assert staged.history.card.model_name == staged.folder.name
 
 
 def test_cards_on_the_way_name_no_other_model_and_forget_nothing(tmp_path):

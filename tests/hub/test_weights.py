@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 from trim_trainer.hub.staging import StagingError, stage
-from trim_trainer.hub.weights import weights_digest
+from trim_trainer.hub.weights import digest, find_layouts, weights_digest
 
 REPO = "me/tiny-trimmed"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -54,6 +54,31 @@ def spoil(path):
 def untrained(path):
     make_model().save_pretrained(path.parent / "base")
     shutil.move(path.parent / "base" / SINGLE, path)
+
+
+def test_an_adapter_that_changed_since_it_was_measured_is_not_published(tmp_path):
+    trainer = make_trainer(tmp_path / "out", peft_config=LoraConfig(r=2, init_lora_weights=False), merge_adapter=False)
+    trainer.train()
+    trainer.save_model()
+    stage(tmp_path / "out", REPO)
+    path = tmp_path / "out" / "trim_history.json"
+    said = path.read_text()
+    layout = find_layouts(tmp_path / "out")[0]
+    before = json.loads(said)  # of a version that left adapters out
+    before["card"]["weights"] = digest(tmp_path / "out", layout.shards)
+    path.write_text(json.dumps(before))
+    stage(tmp_path / "out", REPO)
+    path.write_text(said)
+    spoil(tmp_path / "out" / "adapter" / "adapter_model.safetensors")
+    with pytest.raises(StagingError, match="an adapter beside it holds other weights"):
+        stage(tmp_path / "out", REPO)
+
+
+def test_an_index_that_names_no_files_is_damaged(folder):
+    split(folder)
+    (folder / INDEX).write_text("{}")
+    with pytest.raises(StagingError, match="index.json' is cut short or damaged: its `weight_map` does not name"):
+        stage(folder, REPO)
 
 
 @pytest.mark.parametrize(

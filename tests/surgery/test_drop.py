@@ -242,6 +242,25 @@ def test_a_backup_brings_dropped_layers_back(name):
     assert torch.equal(greedy(model), greedy(model, use_cache=False))
 
 
+@pytest.mark.parametrize("moves", [False, True], ids=["where it was", "where it is now"])
+def test_layers_that_were_put_elsewhere_come_back_to_where_the_model_is(moves, tiny_model, monkeypatch):
+    """A run puts dropped layers into main memory, and the Trainer may move the model behind the backup; played by words."""
+    model = tiny_model()
+    places = dict.fromkeys(model.modules(), "main memory" if moves else "gpu")
+
+    def move(module, place):
+        places.update(dict.fromkeys(module.modules(), place))
+
+    monkeypatch.setattr(torch.nn.Module, "to", move)
+    monkeypatch.setattr("trim_trainer.surgery.backup._device_of", lambda module: places[module])
+    backup, dropped = LayerBackup(model), find_layers(model)[2]
+    move(model, "gpu")
+    drop_layers(model, [2])
+    move(dropped, "main memory")
+    backup.restore()
+    assert find_layers(model)[2] is dropped and set(places.values()) == {"gpu"}
+
+
 @pytest.mark.parametrize("moment", ["before", "between", "behind"])
 @pytest.mark.parametrize("name", ["llama", "mixtral"])
 def test_a_restored_model_records_each_state_once(name, moment):

@@ -1,8 +1,10 @@
 """A run that ends above its target says so: in the history, in the log, on the card."""
 
+import json
+
 import pytest
 from tiny import make_model
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import AutoModelForCausalLM, EarlyStoppingCallback, TrainerCallback
 
 from trim_trainer import TrimHistory
 
@@ -181,12 +183,18 @@ def test_a_branch_that_a_run_would_not_push_to_is_refused_before_it_trains(make_
         make_trainer(target_layers=4, push_to_hub=True, hub_model_id="me/model", hub_revision="dev", hub_token="hf_x")
 
 
-def test_a_generation_config_that_no_save_would_write_is_refused_before_training(make_trainer):
-    model = make_model()
-    model.generation_config.temperature = 0.6  # without `do_sample`
-    make_trainer(model=model, target_layers=4)  # nothing is changed of it, and it is saved as it is
+def test_a_generation_config_that_no_save_would_write_is_refused_before_training(make_trainer, tmp_path):
+    make_model().save_pretrained(tmp_path / "base")
+    path = tmp_path / "base" / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"temperature": 0.6}))  # without `do_sample`
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    make_trainer(model=model, target_layers=4).save_model()  # nothing is changed of it, and it is saved as it is
     model.generation_config.eos_token_id = 5  # the tokenizer has another
     with pytest.raises(ValueError, match="generation config of the model is invalid: .*do_sample"):
         make_trainer(model=model, target_layers=4)
     model.generation_config.do_sample = True
     make_trainer(model=model, target_layers=4)
+    model = make_model()
+    model.generation_config.temperature = 0.7
+    with pytest.raises(ValueError, match="generation config .*do_sample.* It was changed, and Transformers saves"):
+        make_trainer(model=model, target_layers=4)

@@ -202,6 +202,54 @@ def test_the_recipe_of_a_member_repeats_it(make_trainer, tmp_path):
         assert_equal(weights_in(tmp_path / "again" / other), weights_in(tmp_path / "family" / one))
 
 
+def test_behind_its_members_the_run_has_its_own_recipe(make_trainer, tmp_path):
+    trainer = make_trainer(**FAMILY)
+    trainer.train()
+    trainer.save_model()
+    recipe = TrimHistory.load(tmp_path / "run").card.recipe
+    assert (recipe["target_layers"], recipe["save_depths"]) == (3, [5, 4])
+    assert not trainer.is_member and trainer.recipe is None
+
+
+def test_a_best_checkpoint_of_a_members_depth_has_its_own_measurements(make_trainer, tmp_path):
+    settings = KINDS["best"] | {"save_depths": [4], "metric_for_best_model": "score"}
+    trainer = make_trainer(callbacks=[BestAt(4)], greater_is_better=True, **FAMILY | settings)
+    trainer.train()
+    trainer.save_model()
+    run, member = TrimHistory.load(tmp_path / "run"), TrimHistory.load(tmp_path / "run" / "depth-4")
+    assert run.depth == member.depth == 4
+    assert run.trimmed.evaluation.loss == pytest.approx(trainer.evaluate()["eval_loss"], abs=1e-4)
+    assert run.trimmed.evaluation.loss > member.trimmed.evaluation.loss  # which trained on
+
+
+class BestAt(TrainerCallback):
+    """A score that is best at one step of the run, and rises in its members."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        is_member = "depth-" in args.output_dir
+        metrics["eval_score"] = 100.0 + state.global_step if is_member else 10.0 * (state.global_step == self.step)
+
+
+class Patience(EarlyStoppingCallback):
+    """One that is made of other arguments than its kind."""
+
+    def __init__(self, name):
+        super().__init__(50)
+        self.name = name
+
+
+def test_callbacks_of_a_script_are_not_made_anew(make_trainer, tmp_path):
+    settings = FAMILY | KINDS["best"] | {"save_depths": [5]}
+    trainer = make_trainer(callbacks=[Patience("mine"), EarlyStoppingCallback(60)], **settings)
+    trainer.train()
+    assert (tmp_path / "run" / "depth-5" / "model.safetensors").is_file()
+    patient = [each for each in trainer.callback_handler.callbacks if isinstance(each, EarlyStoppingCallback)]
+    assert [each.early_stopping_patience for each in patient] == [50, 60]
+
+
 def test_the_depth_that_a_run_begins_with_can_be_a_member(make_trainer, tmp_path):
     trainer = make_trainer(**FAMILY | {"save_depths": [6, 5], "target_layers": 4, "max_steps": 8})
     trainer.train()

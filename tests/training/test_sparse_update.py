@@ -25,6 +25,16 @@ def test_what_the_script_froze_never_trains(make_trainer):
     }  # fmt: skip
 
 
+def test_what_is_frozen_behind_the_making_of_the_trainer_never_trains(make_trainer):
+    trainer = make_trainer(target_layers=3, sparse_update_ratio=0.5)
+    frozen = [layer.mlp.gate_proj.weight for layer in find_layers(trainer.model)]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    values = [parameter.detach().clone() for parameter in frozen]
+    trainer.train()
+    assert all(torch.equal(p, value) for p, value in zip(frozen, values, strict=True))
+
+
 @pytest.mark.parametrize("breaks", [False, True], ids=["to the end", "broken off"])
 def test_behind_the_run_everything_trains_again(make_trainer, breaks):
     model = make_model()

@@ -162,9 +162,9 @@ def drop_from_checkpoint(
 
 
 def _saved_with(source: Source) -> ProcessingClass | None:
-    """The processor or tokenizer that lies beside the weights; None: the checkpoint has none."""
+    """The processor or tokenizer that lies beside the weights, or their adapter; None: the checkpoint has none."""
     for auto, names in ((AutoProcessor, PROCESSOR_FILES), (AutoTokenizer, TOKENIZER_FILES)):
         # Without any of these files the Auto class would make up an empty tokenizer.
-        if any(find_file(source.path, name, source.revision) for name in names):
+        if source.is_beside_adapter(auto) or any(find_file(source.path, name, source.revision) for name in names):
             return source.load_with(auto)
     return None

@@ -152,8 +152,15 @@ class Source:
         """Load a tokenizer or processor, as `load_tokenizer` does."""
         with loading(self.path):
             whole = self.with_adapter()
+            if whole.is_beside_adapter(auto):
+                whole = replace(whole, path=whole.adapter, revision="main")
             check_tokenizer(whole.path)
             return auto.from_pretrained(whole.path, **whole.options)
+
+    def is_beside_adapter(self, auto: type[AutoTokenizer] | type[AutoProcessor]) -> bool:
+        """Whether a tokenizer or processor lies beside the adapter, which trained with it: that of the base may be another."""
+        names = PROCESSOR_FILES if auto is AutoProcessor else TOKENIZER_FILES
+        return self.adapter is not None and any((Path(self.adapter) / name).is_file() for name in names)
 
     def load_processing_class(self) -> PreTrainedTokenizerBase | ProcessorMixin:
         """Load what SFTTrainer would prepare texts with: the processor of an image-text model, else the tokenizer."""

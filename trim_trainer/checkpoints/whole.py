@@ -41,14 +41,16 @@ def find_checkpoint(output_dir: str | Path, resume_from_checkpoint: str | bool) 
                 "checkpoint, or pass True to take the last whole one."
             )
         return str(resume_from_checkpoint)
-    for folder in sorted(Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=_step, reverse=True):
+    found = sorted(Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=_step, reverse=True)
+    for folder in found:
         missing = missing_parts(folder)
         if not missing:
             return str(folder)
         logger.warning("%s is passed over: %s.", folder, missing)
     raise CheckpointError(
         f"`resume_from_checkpoint` is True, but `output_dir` {str(output_dir)!r} holds no whole checkpoint. Begin again: "
-        "leave `resume_from_checkpoint` out and set `overwrite_output_dir`."
+        "leave `resume_from_checkpoint` out and "
+        + ("name another `output_dir`." if any(map(_is_of_other_run, found)) else "set `overwrite_output_dir`.")
     )
 
 
@@ -60,7 +62,7 @@ def missing_parts(folder: str | Path) -> str | None:
     """
     for name in (TRAINER_STATE_NAME, HISTORY_NAME):
         path = Path(folder) / name
-        if not path.is_file() and name == HISTORY_NAME:  # which is written before the state
+        if _is_of_other_run(Path(folder)):
             return (
                 f"a run without a target wrote it. To drop layers of that model, load it as the model of a new run, "
                 f"`model={str(folder)!r}`"
@@ -72,6 +74,11 @@ def missing_parts(folder: str | Path) -> str | None:
         except ValueError:
             return f"{name} ends in the middle"
     return None
+
+
+def _is_of_other_run(checkpoint: Path) -> bool:
+    """Whether a run without a target wrote it: one with a target writes its history, and then the state."""
+    return (checkpoint / TRAINER_STATE_NAME).is_file() and not (checkpoint / HISTORY_NAME).is_file()
 
 
 def _step(folder: Path) -> int:

@@ -80,6 +80,15 @@ class Cell:
             max_steps=self.num_steps or recipe.training_args.max_steps,
         )
 
+    def planned(self, recipe: Recipe, folder: Path) -> Recipe:
+        """The recipe of a run that drops what this cell does, while or before it trains: by it the depth can be checked."""
+        cell, method = self.recipe(recipe, folder), METHODS[self.method]
+        if method.drops != "before":
+            return cell
+        # What the recipe protects belongs to its own criterion.
+        protected = cell.training_args.protected_layers if method.criterion is None else None
+        return cell.replace(target_layers=self.depth, protected_layers=protected)
+
 
 def _unit(method: Method, asked: str) -> str:
     """What goes at a time: as the recipe says, unless the method says so, or its criterion knows of layers only."""

@@ -68,9 +68,9 @@ class Comparison:
             ValueError: a method cannot reach one of the depths.
         """
         for method in self.methods:
-            for depth in self.depths if METHODS[method].drops == "while" else ():
+            for depth in () if METHODS[method].drops == "never" else self.depths:
                 cell = Cell(method, depth, self.seeds[0], self.learning_rates[0])
-                check_recipe(cell.recipe(self.recipe, cell.folder(self.output_dir)))
+                check_recipe(cell.planned(self.recipe, cell.folder(self.output_dir)))
         if len(self.learning_rates) > 1 and self.recipe.script_args.dataset_calibration_split is None:
             logger.warning(
                 "Without `dataset_calibration_split` learning rates are chosen by the loss on the %d examples that layers are "

@@ -37,8 +37,10 @@ class Columns:
         Raises:
             ColumnError: a template or a column does not give what is expected, in the first row where that is so.
         """
-        text, choice, target = _reader(self.text), _choices_reader(self.choice), _reader(self.target)
-        is_filled_in = not self.target.isidentifier()
+        columns = _columns_of(dataset)
+        text, target = _reader(self.text, columns), _reader(self.target, columns)
+        choice = _choices_reader(self.choice, columns)
+        is_filled_in = not _is_column(self.target, columns)
 
         def example(row: dict[str, Any], number: int) -> dict[str, Any]:
             where = f"of row {number} of {name!r}"
@@ -51,7 +53,7 @@ class Columns:
             choices = [f"{self.delimiter}{each}" for each in offered]
             return {"prompt": str(prompt), "completion": choices[answer], "choices": choices, "answer": answer}
 
-        return dataset.map(example, with_indices=True, remove_columns=dataset.column_names)
+        return dataset.map(example, with_indices=True, remove_columns=columns)
 
 
 def _index(right: Any, offered: list[str], where: str, is_filled_in: bool) -> int:
@@ -60,16 +62,19 @@ def _index(right: Any, offered: list[str], where: str, is_filled_in: bool) -> in
     As in lm-evaluation-harness, digits that a template gives are an index, also where a choice reads the same; what a column
     holds is looked up among the choices first.
     """
+    hint = "Test splits of benchmarks often come without answers: name a split that has them."
     if isinstance(right, str):
         is_number = right.strip().lstrip("-").isdigit()
         if right.strip() in offered and not (is_filled_in and is_number):
             return offered.index(right.strip())
+        if right.strip() in offered:
+            hint = "Digits that a template gives are an index; name the column alone to look its text up among the choices."
         right = int(right) if is_number else right
     if isinstance(right, int) and 0 <= right < len(offered):
         return right
     raise ColumnError(
         f"`doc_to_target` {where} gives {right!r}, expected an index from 0 to {len(offered) - 1} or one of {offered}. "
-        "Test splits of benchmarks often come without answers: name a split that has them."
+        f"{hint}"
     )
 
 
@@ -80,9 +85,19 @@ def _read(reader: Callable[[dict], Any], row: dict[str, Any], what: str) -> Any:
         raise ColumnError(f"{what} cannot be filled in: {error}. Columns: {', '.join(row)}.") from error
 
 
-def _reader(source: str) -> Callable[[dict], Any]:
+def _columns_of(dataset: Dataset | IterableDataset) -> list[str]:
+    """Names of the columns; those of a stream that does not say are in its first row."""
+    return dataset.column_names or list(next(iter(dataset), {}))
+
+
+def _is_column(source: str, columns: list[str]) -> bool:
+    """Whether it names a column: a word that names none is a mistake rather than a text."""
+    return source in columns or source.isidentifier()
+
+
+def _reader(source: str, columns: list[str]) -> Callable[[dict], Any]:
     """A column by its name, else a template."""
-    if source.isidentifier():
+    if _is_column(source, columns):
         return lambda row: row[source]
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
     try:
@@ -92,9 +107,9 @@ def _reader(source: str) -> Callable[[dict], Any]:
     return lambda row: template.render(row)
 
 
-def _choices_reader(source: str | tuple[str, ...]) -> Callable[[dict], Any]:
+def _choices_reader(source: str | tuple[str, ...], columns: list[str]) -> Callable[[dict], Any]:
     if not isinstance(source, str):  # templates, each of which is taken as it stands, even a single word
-        readers = [_reader(each) if "{" in each else (lambda row, text=each: text) for each in source]
+        readers = [_reader(each, []) if "{" in each else (lambda row, text=each: text) for each in source]
         return lambda row: [reader(row) for reader in readers]
-    reader = _reader(source)
-    return reader if source.isidentifier() else lambda row: ast.literal_eval(reader(row))
+    reader = _reader(source, columns)
+    return reader if _is_column(source, columns) else lambda row: ast.literal_eval(reader(row))

@@ -159,9 +159,9 @@ def _check(source: Source, config, target: Target, task: Task | None) -> None:
 
 @contextmanager
 def _as_folder(source: Source, tokenizer: PreTrainedTokenizerBase, temporary: Path) -> Iterator[Path]:
-    """The checkpoint as a folder: its own, or where it is on the Hub or has an adapter, one that goes again."""
+    """The checkpoint as a folder: its own, or where it is on the Hub, has an adapter or is in no safetensors, one that goes again."""
     folder = Path(source.path)
-    if folder.is_dir() and source.with_adapter().adapter is None:
+    if folder.is_dir() and source.with_adapter().adapter is None and find_layouts(folder):
         yield folder
         return
     copy = temporary / "checkpoint"

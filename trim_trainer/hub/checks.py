@@ -9,7 +9,7 @@ from ..records.files import ADAPTER_CONFIG, HISTORY_NAME
 from ..records.history import TrimHistory
 from ..records.json_files import read_json
 from .layout import CONFIG, INDEX, SINGLE
-from .weights import Layout, damage, depths, digest, find_layouts
+from .weights import Layout, damage, depths, digest, find_layouts, has_digest
 
 _ABSOLUTE = re.compile(r"""(?<![\w./:~-])(?:/(?:[\w.@+-]+/)+[\w.@+-]+|[A-Za-z]:\\{1,2}[\w.@+-]+)""")
 _SECRETS = re.compile(r"\bhf_[A-Za-z0-9]{20,}|\b(?:sk|ghp|wandb)[-_][A-Za-z0-9_-]{20,}|AKIA[0-9A-Z]{16}")
@@ -104,20 +104,19 @@ def choose_weights(folder: Path, history: TrimHistory) -> Layout:
             "they are another model's. Save the model again."
         )
     wanted = history.card and history.card.weights
-    if len(fitting) == 1 and wanted is not None and digest(folder, fitting[0].shards) != wanted:
-        raise StagingError(
-            f"{str(folder / fitting[0].main)!r} holds other weights than those that {HISTORY_NAME} speaks of: they changed after "
-            "they were saved, and what was measured is not of them. Train further with `TrimTrainer`, or save into another "
-            "folder and upload that with `hf upload`."
-        )
-    if len(fitting) > 1:
-        digests = [digest(folder, layout.shards) for layout in fitting]
-        wanted = digests[0] if len(set(digests)) == 1 else wanted
-        fitting = [layout for layout, each in zip(fitting, digests, strict=True) if each == wanted]
+    digests = {digest(folder, layout.shards) for layout in fitting} if len(fitting) > 1 else ()
+    if len(digests) > 1:
+        fitting = [layout for layout in fitting if wanted is not None and has_digest(folder, layout, wanted)]
     if not fitting:
         raise StagingError(
             f"{str(folder)!r} holds two models of {history.depth} layers, {SINGLE!r} and the shards of {INDEX!r}, and "
             "nothing says which is the trained one. Move the older one away, then publish again."
+        )
+    if len(digests) < 2 and wanted is not None and not has_digest(folder, fitting[0], wanted):
+        raise StagingError(
+            f"{str(folder / fitting[0].main)!r} or an adapter beside it holds other weights than those that {HISTORY_NAME} speaks "
+            "of: they changed after they were saved, and what was measured is not of them. Train further with `TrimTrainer`, or "
+            "save into another folder and upload that with `hf upload`."
         )
     return fitting[0]
 

@@ -122,7 +122,7 @@ def _stage_one(folder: Path, revision: str, repo_id: str) -> Staged:
     left_out = sorted(set(left_out) - weights.files)
     files = {name: path for name, path in files.items() if name not in left_out}
     files |= _name_base(files, repo_id, revision)
-    history = _share_history(history, folder)
+    history = share_history(history, folder)
     files[HISTORY_NAME] = (history.to_json() + "\n").encode()
     files |= own_code(folder, names)
     files |= _missing_plots(history, files)
@@ -145,7 +145,7 @@ def _stage_export(folder: Path) -> Staged:
             f"{str(folder)!r} is not what was compared with the checkpoint: {', '.join(changed)} is missing or has changed. "
             "Export it again."
         )
-    history = _share_history(TrimHistory.load(folder), folder)
+    history = share_history(TrimHistory.load(folder), folder)
     report = replace(report, source=without_local_path(report.source))
     is_on_the_way = history.stopped is None and history.is_above_target
     revision = report.revision + (f"-{DEPTH_DIR}{history.depth}" if is_on_the_way else "")
@@ -159,8 +159,12 @@ def _is_file(path: Path, digest: str) -> bool:
     return path.is_file() and sha256(path) == digest
 
 
-def _share_history(history: TrimHistory, folder: Path) -> TrimHistory:
-    """The history without paths of this machine."""
+def share_history(history: TrimHistory, folder: Path) -> TrimHistory:
+    """The history of a folder without paths of this machine.
+
+    Raises:
+        StagingError: it says nothing for a card.
+    """
     if history.card is None:
         raise StagingError(f"{HISTORY_NAME} in {str(folder)!r} has no `card`: save the model again with this version.")
     facts = CardFacts(**without_local_paths(vars(history.card)))

@@ -10,7 +10,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from ..records.json_files import read_json
+from ..records.files import ADAPTER_DIR
+from ..records.json_files import damaged, read_json
 from .layout import INDEX, SINGLE
 
 CHUNK_BYTES = 1 << 22
@@ -36,8 +37,10 @@ def find_layouts(folder: Path) -> list[Layout]:
     if (folder / SINGLE).is_file():
         found.append(Layout(SINGLE, (SINGLE,)))
     if (folder / INDEX).is_file():
-        named = read_json(folder / INDEX)["weight_map"].values()
-        found.append(Layout(INDEX, tuple(sorted(set(named)))))
+        named = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+            raise damaged(folder / INDEX, "its `weight_map` does not name the files of the tensors")
+        found.append(Layout(INDEX, tuple(sorted(set(named.values())))))
     return found
 
 
@@ -66,9 +69,24 @@ def depths(folder: Path, layout: Layout) -> set[int]:
 
 
 def weights_digest(folder: Path) -> str | None:
-    """A digest of the tensors that loaders take from a folder, the same however they lie in files; None: there are none."""
+    """A digest of the tensors that loaders take from a folder, those of adapters beside the weights too; None: there are none.
+
+    It is the same however tensors lie in files.
+    """
     found = find_layouts(folder)
-    return digest(folder, found[0].shards) if found else None
+    return digest(folder, (*found[0].shards, *_adapter_files(folder))) if found else None
+
+
+def has_digest(folder: Path, layout: Layout, wanted: str) -> bool:
+    """Whether the tensors of a layout, and of adapters beside it, are those of `weights_digest`; once it left adapters out."""
+    adapters = _adapter_files(folder)
+    if digest(folder, (*layout.shards, *adapters)) == wanted:
+        return True
+    return bool(adapters) and digest(folder, layout.shards) == wanted
+
+
+def _adapter_files(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(path.relative_to(folder).as_posix() for path in (folder / ADAPTER_DIR).rglob("*.safetensors")))
 
 
 def digest(folder: Path, names: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 import copy
 
+import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import output_capturing
@@ -20,11 +21,12 @@ class LayerBackup:
     """The modules, constants and configs of a model as they are now, to bring them back after later drops.
 
     Holds references to modules and parameters, so it costs no memory until layers are dropped. Values of parameters are
-    not copied: that is the caller's part.
+    not copied: that is the caller's part. Layers that were put elsewhere when they went come back to where the model is.
     """
 
     def __init__(self, model: PreTrainedModel):
         self._modules = {module: _copy_settings(module) for module in model.modules()}
+        self._devices = {module: _device_of(module) for module in self._modules}
         self._configs: dict[int, tuple[PretrainedConfig, dict]] = {}
         self._adapters = [
             (config, copy.deepcopy(vars(config))) for config in getattr(model, "peft_config", {}).values()
@@ -35,6 +37,10 @@ class LayerBackup:
 
     def restore(self) -> None:
         """Put the modules, constants and configs back, in place."""
+        stayed = [module for module in next(iter(self._modules)).modules() if module in self._modules]
+        moved = {
+            self._devices[module]: _device_of(module) for module in stayed
+        }  # the Trainer may have, since the backup
         for module, (children, settings) in self._modules.items():
             for name, entries in children.items():
                 vars(module)[name].clear()
@@ -49,7 +55,9 @@ class LayerBackup:
         for config, fields in self._adapters:
             vars(config).clear()
             vars(config).update(copy.deepcopy(fields))
-        for module in self._modules:
+        for module, device in self._devices.items():
+            if device is not None and _device_of(module) != (now := moved.get(device, device)):
+                module.to(now)
             _forget_recorders(module)
 
     def _keep_config(self, config) -> None:
@@ -57,6 +65,11 @@ class LayerBackup:
             self._configs[id(config)] = (config, _copy_fields(config.__dict__))
             for part in config.__dict__.values():
                 self._keep_config(part)
+
+
+def _device_of(module: nn.Module) -> torch.device | None:
+    """Of the weights that a module holds itself; None: it holds none."""
+    return next((parameter.device for parameter in module.parameters(recurse=False)), None)
 
 
 def _forget_recorders(module: nn.Module) -> None:

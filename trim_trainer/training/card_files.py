@@ -1,6 +1,6 @@
 """What a model card says beside the history, taken from a trainer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from ..hub.card import is_hub_id
 from ..hub.card_files import write_card as write_card  # the other half: what a run knows, and what is made of it
 from ..importance.criteria import CRITERIA
 from ..records.facts import CardFacts
+from ..records.files import DEPTH_DIR, HISTORY_NAME
 from ..records.history import TrimHistory, name_dropped
 from ..records.settings import changed_settings
 from ..surgery.drop import is_quantized
@@ -77,6 +78,16 @@ def collect_facts(trainer, model_name: str | None = None) -> CardFacts:
         sees_images=is_composite(trainer.causal_lm.config),
         oldest_transformers=oldest_reader(trainer.model.config),
     )
+
+
+def tell_saved(output_dir: str, facts: CardFacts) -> None:
+    """Let the history of what a run has saved say what its script has told the card: `publish` makes cards from it."""
+    folder = Path(output_dir)
+    for path in (folder / HISTORY_NAME, *folder.glob(f"{DEPTH_DIR}*/{HISTORY_NAME}")):
+        saved = TrimHistory.load(path.parent) if path.is_file() else None
+        if saved is not None and saved.card is not None:
+            card = replace(saved.card, dataset_name=facts.dataset_name, tags=facts.tags)
+            replace(saved, card=card).save(path.parent)
 
 
 def _dtype(trainer) -> str | None:

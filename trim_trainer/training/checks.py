@@ -165,6 +165,12 @@ def _check_settings(args: TrimConfig, peft_config) -> None:
     for name, (is_refused, why) in rules.items():
         if is_refused:
             raise ValueError(f"A target is set and `{name}` is {why}.")
+    if args.hub_revision is not None:
+        logger.warning(
+            "`hub_revision` is %r, but what has a target is published as the branches `main` and `depth-N`: `push_to_hub` will "
+            "refuse it. Leave it out.",
+            args.hub_revision,
+        )
 
 
 def fsdp_settings(args: TrimConfig) -> dict[str, Any]:
@@ -220,12 +226,17 @@ def check_generation(trainer) -> None:
         aligned.generation_config.validate(strict=True)
     except ValueError as error:
         align_special_tokens(aligned, trainer.processing_class)  # as the Trainer does when it begins
-        if aligned.generation_config != generation:
-            raise ValueError(
-                f"The generation config of the model is invalid: {tell(error)} Training gives it the special tokens of the "
-                "tokenizer, and Transformers saves a changed one only if it is valid. Correct it first, by "
-                "`model.generation_config.do_sample = True` or in generation_config.json."
-            ) from error
+        if getattr(generation, "_original_object_hash", None) == hash(aligned.generation_config):
+            return  # Transformers saves one that is as it was loaded
+        changed = (
+            "Training gives it the special tokens of the tokenizer"
+            if aligned.generation_config != generation
+            else "It was changed"
+        )
+        raise ValueError(
+            f"The generation config of the model is invalid: {tell(error)} {changed}, and Transformers saves a changed one only if "
+            "it is valid. Correct it first, by `model.generation_config.do_sample = True` or in generation_config.json."
+        ) from error
 
 
 def check_callbacks(trainer) -> None:

@@ -1,5 +1,6 @@
 """Members of a family: each depth on the way trains the rest of the schedule, from where the run left it."""
 
+import copy
 import logging
 import shutil
 from collections.abc import Iterator
@@ -10,8 +11,11 @@ from typing import Any
 import torch
 from accelerate.utils import is_peft_model
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
+from ..checkpoints.whole import find_checkpoint
 from ..records.files import HISTORY_NAME
 from ..records.history import TrimHistory
 from ..records.measurement import Measurement
@@ -27,7 +31,7 @@ ALONE = {
     "save_only_model": False,
     "overwrite_output_dir": False,
     "resume_from_checkpoint": None,
-    "restore_callback_states_from_checkpoint": True,  # as patience was when the run left its depth
+    "restore_callback_states_from_checkpoint": False,  # it makes callbacks anew, by arguments that only its own kinds take
 }
 
 
@@ -113,7 +117,10 @@ def heal_members(trainer) -> None:
             logger.info("Depth %d trains on, in %s.", depth, trainer.folder_of(depth))
             measured.append(_heal(trainer, depth))
     for each in measured:
-        trainer.trimming.history = trainer.history.add(each)
+        if (
+            each.depth != trainer.history.depth
+        ):  # the best checkpoint of the run may be of a member's depth: they are two models
+            trainer.trimming.history = trainer.history.add(each)
     if trainer.args.should_save and trainer.args.save_strategy == SaveStrategy.NO:
         shutil.rmtree(_end_of(trainer), ignore_errors=True)
 
@@ -124,7 +131,10 @@ def _heal(trainer, depth: int) -> Measurement:
     trimming.history = trimming.history.begun_anew(depth)
     trainer.model.to(trainer.args.device)
     trainer.recipe, trainer.is_member = _recipe_of(trainer, depth), True
-    with _changed(trainer.args, ALONE | {"output_dir": str(folder)}):
+    with (
+        _changed(trainer.args, ALONE | {"output_dir": str(folder)}),
+        _patience_of(trainer, find_checkpoint(folder, True)),
+    ):
         trainer.train_to_target(resume_from_checkpoint=True)
         trainer.save_model(str(folder), _internal_call=True)
     if trainer.args.should_save:
@@ -161,13 +171,14 @@ def _waiting(trainer) -> list[int]:
 def _coming_back(trainer) -> Iterator[None]:
     """Train other depths within; behind it the trainer and its model are what they were."""
     trimming, weights = trainer.trimming, _weights(trainer.model)
-    was, trimming_was = dict(vars(trainer)), dict(vars(trimming))
+    was = [(each, dict(vars(each))) for each in (trainer, trimming)]
     try:
         yield
     finally:
         trimming.bring_back()
-        vars(trainer).update(was)
-        vars(trimming).update(trimming_was)
+        for each, attributes in was:
+            vars(each).clear()  # what only the members have: their recipe
+            vars(each).update(attributes)
         trimming.take_out_dropped()
         _load(trainer.model, weights)
         trainer.model.to(trainer.args.device)
@@ -205,6 +216,30 @@ def _quiet_reporters(trainer) -> Iterator[None]:
         yield
     finally:
         handler.callbacks = callbacks
+
+
+@contextmanager
+def _patience_of(trainer, checkpoint: str) -> Iterator[None]:
+    """Within, callbacks that keep a state, such as patience, have that of a checkpoint: copies of them do."""
+    handler, stored = trainer.callback_handler, {}
+    callbacks = handler.callbacks
+    for name, states in TrainerState.load_from_json(f"{checkpoint}/{TRAINER_STATE_NAME}").stateful_callbacks.items():
+        stored[name] = list(states) if isinstance(states, list) else [states]
+    handler.callbacks = [_with_state(each, stored.get(type(each).__name__)) for each in callbacks]
+    try:
+        yield
+    finally:
+        handler.callbacks = callbacks
+
+
+def _with_state(callback, stored: list[dict] | None):
+    """A copy with the next of the states that are stored of its kind; itself where there is none."""
+    if not stored or not isinstance(callback, ExportableState):
+        return callback
+    found = copy.copy(callback)
+    for name, value in stored.pop(0).get("attributes", {}).items():
+        setattr(found, name, value)
+    return found
 
 
 @contextmanager

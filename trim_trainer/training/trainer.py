@@ -37,7 +37,7 @@ from ..surgery.optimizer import ParameterGroups, sync_optimizer
 from ..surgery.wrapping import rewrap
 from ..surgery.zero import rebuild_engine
 from .asked import base_weights_of
-from .card_files import Told, collect_facts, earlier_history
+from .card_files import Told, collect_facts, earlier_history, tell_saved
 from .checks import (
     check_callbacks,
     check_distillation,
@@ -411,7 +411,10 @@ class TrimTrainer(HookedTrainer):
             self.told_to_card, **told
         )  # SFTTrainer writes one beside each checkpoint, and says neither
         if self.is_world_process_zero():
-            write_card(self.args.output_dir, self.history, collect_facts(self, model_name))
+            facts = collect_facts(self, model_name)
+            write_card(self.args.output_dir, self.history, facts)
+            if told:
+                tell_saved(self.args.output_dir, facts)
 
     def push_to_hub(
         self,
@@ -429,13 +432,15 @@ class TrimTrainer(HookedTrainer):
 
         Raises:
             StagingError, PublishError: see [`publish`]. The checkpoint is saved in any case.
+            ValueError: `blocking`, `revision` or `hub_revision`, which branches leave no room for; behind the saving.
             TypeError: an argument that the card does not know; it knows `model_name`, `dataset_name` and `tags`.
         """
         if self.trimming is None:
             return super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
-        check_push(self.args, blocking, revision)
-        self.told_to_card = replace(self.told_to_card, **kwargs)
-        self.save_model(_internal_call=True)
+        known = {name: value for name, value in kwargs.items() if hasattr(self.told_to_card, name)}
+        self.told_to_card = replace(self.told_to_card, **known)
+        self.save_model(_internal_call=True)  # first of all: what was trained is not lost to a wrong argument
+        check_push(self.args, blocking, revision, kwargs.keys() - known.keys())
         if not self.is_world_process_zero():
             return None
         self.finish_pushes()

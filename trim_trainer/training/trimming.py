@@ -104,7 +104,7 @@ class Trimming:
         self.examples, self.settings, self.floor = examples, settings, floor
         self._laid_out = [*examples, *other_examples]
         self._on_round, self._before_drop = on_round, before_drop
-        self._wanted = WantedTraining(run.model)
+        self._wanted: WantedTraining | None = None  # nothing is frozen yet
         self._untrimmed: LayerBackup | None = None
         self.is_over = False  # no further layer is dropped, whatever the plan says
 
@@ -255,6 +255,7 @@ class Trimming:
         """A run begins: what was said of the end of an earlier one is not true any more."""
         if not self.is_over:
             self.history = replace(self.history, stopped=None)
+        self._wanted = WantedTraining(self.run.model)
 
     def end(self, reason: str) -> None:
         """The run has ended; where that is above its target, record and say why."""

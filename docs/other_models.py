@@ -1,4 +1,4 @@
-"""The second model: Gemma 3 270M by the default, next to full depth and controls, from docs/gemma.csv."""
+"""Other models by the default, next to full depth and controls, each from a CSV of its own: docs/gemma.csv, docs/qwen.csv."""
 
 from collections.abc import Iterable
 from statistics import fmean
@@ -15,6 +15,7 @@ DIFFERENT = {
     "one layer at a time": {"layers_per_trim": "1"},
     "first steps": {"trim_steps": "1"},
     "the rate rises": {"scale_learning_rate": "True"},
+    "the rate stays": {"scale_learning_rate": "False"},
 }
 HEADER = [
     "", "rate", "layers", "seeds", "accuracy", "loss", "points over full depth at its best rate", "layers that went",
@@ -50,11 +51,11 @@ class Cell(NamedTuple):
         return list(TASKS).index(self.task), list(METHODS).index(self.method), self.differs, -float(self.rate)
 
 
-def lines() -> list[list[str]]:
-    """A line for each method on a task and its rate, over its seeds."""
+def lines(name: str) -> list[list[str]]:
+    """A line for each method on a task and its rate, over its seeds, from the CSV of that name."""
     found = [HEADER]
     cells: dict[Cell, dict[str, dict]] = {}  # -> seed -> row
-    for row in sorted(read("gemma.csv"), key=lambda row: row["seed"]):
+    for row in sorted(read(f"{name}.csv"), key=lambda row: row["seed"]):
         cells.setdefault(Cell.of(row), {})[row["seed"]] = row
     for cell in sorted(cells, key=lambda cell: cell.place):
         runs = list(cells[cell].values())
