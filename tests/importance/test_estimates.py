@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 import zoo
+from peft import LoraConfig, get_peft_model
 from tiny import make_examples, make_model
 from torch.testing import assert_close
 
-from trim_trainer import score_layers
+from trim_trainer import drop_layers, score_layers
 from trim_trainer.architectures.errors import UnsupportedArchitectureError
 from trim_trainer.architectures.modules import find_layers
 
@@ -84,6 +85,41 @@ def test_taylor_is_weight_times_gradient_and_leaves_no_trace(tokenizer):
     assert sum(parameter.grad is not None for parameter in model.parameters()) == 1
 
 
+def test_a_weight_that_layers_share_counts_for_each_of_them(tokenizer):
+    model = zoo.make("zamba")
+    scores = score_layers(model, tokenizer, make_examples(2), "taylor")
+    assert len(scores) == model.config.num_hidden_layers and all(score > 0 for score in scores)
+
+
+@pytest.mark.parametrize("kind", ["not in memory", "quantized"])
+def test_weights_without_gradients_are_refused_and_left_as_they_are(kind, tokenizer):
+    model = make_model()
+    weight = find_layers(model)[3].mlp.up_proj.weight.detach()
+    weight = weight.to("meta") if kind == "not in memory" else weight.to(torch.int8)
+    find_layers(model)[3].mlp.up_proj.weight = torch.nn.Parameter(weight, requires_grad=False)
+    with pytest.raises(ValueError, match=f"`importance` is 'taylor'.*'mlp.up_proj.weight' of layer 3 is {kind}"):
+        score_layers(model, tokenizer, make_examples(2), "taylor")
+    assert find_layers(model)[0].mlp.up_proj.weight.requires_grad
+
+
+def test_another_metric_is_refused(tiny_model, tokenizer):
+    with pytest.raises(ValueError, match="`metric` is 'Accuracy', expected one of accuracy, loss"):
+        score_layers(tiny_model(), tokenizer, make_examples(2), metric="Accuracy")
+
+
+def test_compensation_is_refused_where_no_solution_can_be_written(tokenizer):
+    model = get_peft_model(make_model(), LoraConfig(task_type="CAUSAL_LM", r=2))
+    with pytest.raises(UnsupportedArchitectureError, match="are under an adapter.*`compensation`"):
+        score_layers(model, tokenizer, make_examples(2), compensation=make_examples(2, 50))
+
+
+def test_a_compiled_model_is_named(tokenizer):
+    with pytest.raises(ValueError, match="`model._orig_mod`"):
+        score_layers(torch.compile(make_model()), tokenizer, make_examples(2))
+    with pytest.raises(ValueError, match="`model._orig_mod`"):
+        drop_layers(torch.compile(make_model()), [1])
+
+
 def test_a_function_of_the_user_is_a_criterion(tiny_model, tokenizer):
     def weight_norm(calibration):
         """Small layers go first."""
@@ -92,6 +128,7 @@ def test_a_function_of_the_user_is_a_criterion(tiny_model, tokenizer):
     model = tiny_model()
     expected = [sum(p.norm() for p in layer.parameters()).item() for layer in find_layers(model)]
     assert score_layers(model, tokenizer, make_examples(3), weight_norm) == pytest.approx(expected)
+    assert score_layers(model, tokenizer, make_examples(3), lambda calibration: [*range(6)]) == [*range(6)]
     with pytest.raises(ValueError, match="'<lambda>' returned .* expected 6 finite numbers, one per layer"):
         score_layers(model, tokenizer, make_examples(3), lambda calibration: torch.zeros(5))
 

@@ -101,6 +101,19 @@ def test_rounding_of_unlikely_choices_does_not_rule_batches_out(tiny_model):
     assert choose_layout(model, examples) == PACKED
 
 
+@pytest.mark.parametrize("name", ["qwen3_next", "lfm2", "mamba"])
+def test_no_row_is_shared_where_states_go_on_along_it(name):
+    """In 16 bits what leaks from one text into the next is no more than rounding in a long one."""
+    assert not choose_layout(zoo.make(name).bfloat16(), draw_examples(3)).is_packed
+
+
+def test_texts_that_share_their_first_token_only_have_rows_of_their_own(tiny_model):
+    ends = [tuple(range(4 + first, 24 + first)) for first in range(6)]
+    texts = [ScoredExample((1,), (end,), (end,)) for end in ends]
+    (batch,) = make_batches(tiny_model(), texts, is_packed=True)
+    assert batch.shape == (6, 21)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in zoo.CAUSAL if name not in zoo.UNBUILT])
 def test_every_architecture_is_scored_exactly_or_refused(name):

@@ -40,6 +40,20 @@ def time_them():
     return speed.measure_in_turns("whole", "trimmed")
 
 
+@pytest.mark.parametrize(
+    "wish", [{"num_return_sequences": 2, "do_sample": True}, {"stop_strings": ["x"]}, {"num_beams": 2}]
+)
+def test_decoding_is_timed_whatever_a_checkpoint_wishes(wish, tiny_model):
+    model = tiny_model().train()
+    for name, value in wish.items():
+        setattr(model.generation_config, name, value)
+    assert speed.measure_tokens_per_second(model, num_runs=1) > 0
+    model.generate = None
+    with pytest.raises(TypeError):
+        speed.measure_tokens_per_second(model, num_runs=1)
+    assert model.training
+
+
 def test_pairs_of_runs_alternate_in_which_runs_first(monkeypatch):
     machine = Machine(monkeypatch)
     before, after, ratio = time_them()

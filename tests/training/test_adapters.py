@@ -4,13 +4,26 @@ import json
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, LoraConfig, PeftConfig, PeftModel, get_peft_model
-from tiny import make_model
+import zoo
+from peft import (
+    AutoPeftModelForCausalLM,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
+from tiny import make_examples, make_model
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
 
-from trim_trainer import TrimConfig, TrimHistory, TrimTrainer
+from trim_trainer import TrimConfig, TrimHistory, TrimTrainer, score_layers
+from trim_trainer.architectures.errors import LayerConstraintError
+from trim_trainer.architectures.kept import CannotSay, Kept
+from trim_trainer.architectures.module_names import renumber_names
 from trim_trainer.checkpoints.frozen import FrozenWeightsError
+from trim_trainer.scoring.measuring import measure_model
 from trim_trainer.scoring.speed import measure_saved_tokens_per_second
 from trim_trainer.surgery.backup import LayerBackup
 from trim_trainer.surgery.drop import drop_layers
@@ -351,3 +364,97 @@ def test_what_is_dequantized_when_it_is_merged_states_no_speed(train, tmp_path):
     assert trainer.history.trimmed.decode_tokens_per_second is None
     trainer.save_model(str(tmp_path / "out"))
     assert "tokens per second" not in (tmp_path / "out" / "README.md").read_text().lower()
+
+
+@pytest.mark.parametrize("kind", ["adapter", "frozen"])
+def test_the_last_layer_that_trains_stays(kind, train, tmp_path):
+    """Adapters on the last layers only, or a script that has frozen the others: without them nothing would train."""
+    model, settings = make_model(), {"importance": "tail"}
+    if kind == "adapter":
+        settings["peft_config"] = lora(target_modules=["q_proj"], layers_to_transform=[4, 5])
+    else:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(".layers.4." in name or ".layers.5." in name)
+    trainer = train(model=model, **settings)
+    assert trainer.history.dropped == (5, 3)
+    assert any(parameter.requires_grad for parameter in trainer.model.parameters())
+    losses = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
+    assert all(norm > 0 for norm in losses)
+    trainer.save_model(str(tmp_path / "out"))
+    if kind == "adapter":
+        assert trainer.model.peft_config["default"].layers_to_transform == [3]
+
+
+def test_an_adapter_that_would_be_on_no_layer_is_refused():
+    model = get_peft_model(make_model(), lora(target_modules=["q_proj"], layers_to_transform=[4, 5]))
+    with pytest.raises(LayerConstraintError, match="Only layers that would be dropped have the adapter"):
+        drop_layers(model, [4, 5])
+    model = get_peft_model(
+        make_model(), lora(layers_to_transform=[4], target_modules=["q_proj"], modules_to_save=["lm_head"])
+    )
+    assert drop_layers(model, [4]).peft_config["default"].layers_to_transform == []
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4), lambda: PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)],
+    ids=["prefix", "prompt"],
+)  # fmt: skip
+def test_prompts_that_are_learned_are_refused_where_they_would_be_left_behind(make, tokenizer):
+    model = get_peft_model(make_model(), make())
+    with pytest.raises(LayerConstraintError, match="puts something in front of the prompt"):
+        drop_layers(model, [1])
+    with pytest.raises(ValueError, match="puts something in front of every prompt.*get_base_model"):
+        score_layers(model, tokenizer, make_examples(3))
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        {"alpha_pattern": {"layers.4.mlp.experts.down_proj": 64}},
+        {"rank_pattern": {"layers.4.mlp.experts.down_proj": 5}},
+    ],
+)
+def test_patterns_of_adapted_parameters_follow_their_layers(pattern, tmp_path):
+    config = lora(target_modules=["q_proj"], target_parameters=["mlp.experts.down_proj"], lora_dropout=0.0, **pattern)
+    model = drop_layers(get_peft_model(zoo.make("mixtral"), config), [0])
+    (name,) = next(iter(pattern.values()))
+    number = int(name.split(".")[1])
+    trimmed = getattr(model.peft_config["default"], next(iter(pattern)))
+    assert {key.partition("layers.")[2] for key in trimmed} == {f"{number - 1}.mlp.experts.down_proj"}
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(drop_layers(zoo.make("mixtral"), [0]), tmp_path)
+    assert {name: weight.shape for name, weight in again.named_parameters()} == {
+        name: weight.shape for name, weight in model.named_parameters()
+    }
+
+
+def test_layers_of_another_stack_keep_their_numbers():
+    kept, names = (
+        Kept.without(6, [0]),
+        {"model.text_model.layers.2.q_proj", "model.connector.perceiver_resampler.layers.0.q_proj"},
+    )
+    assert renumber_names(names, kept, ("model.text_model.layers",)) == {
+        "model.text_model.layers.1.q_proj", "model.connector.perceiver_resampler.layers.0.q_proj"
+    }  # fmt: skip
+    assert renumber_names(["layers.2.mlp", "base_model.model.model.text_model.layers.3"], kept, ("model.text_model.layers",)) == [
+        "layers.1.mlp", "base_model.model.model.text_model.layers.2"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [r"+:.*\.5\..*down.*", r"-:model\.layers\.(3|4)\.", "re:.*layers.5.mlp.*", r"re:layers\.[0-4]\."]
+)
+def test_expressions_that_tell_layers_by_their_numbers_are_not_guessed_at(name):
+    with pytest.raises(CannotSay, match="is a regular expression that may tell layers by their numbers"):
+        renumber_names({"ignore": ["lm_head", name]}, Kept.without(6, [1]))
+    whole = {"ignore": ["re:.*lm_head", r"re:.*layers\.[0-9]+\.mlp\.w1$", r"+:.*layers\.\d+\..*"]}
+    assert renumber_names(whole, Kept.without(6, [1])) == whole
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_modules_that_train_beside_an_adapter_are_counted_once(is_tied):
+    model = get_peft_model(make_model(tie_word_embeddings=is_tied), lora(modules_to_save=["lm_head"]))
+    found = measure_model(model, {}, decode_tokens_per_second=1.0, cache=None)
+    merged = model.merge_and_unload()
+    assert (found.num_parameters, found.num_bytes) == (merged.num_parameters(), merged.get_memory_footprint())

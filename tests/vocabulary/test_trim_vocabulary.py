@@ -106,6 +106,17 @@ def test_image_token_of_a_composite_model_is_renumbered():
     assert model.config.boi_token_index == NUM_TOKENS - 1 and model.config.text_config.vocab_size == NUM_TOKENS
 
 
+def test_tokens_with_a_bias_are_renumbered():
+    tokenizer = byte_level_bpe()
+    model = model_for(tokenizer)
+    first, last = tokenizer.convert_ids_to_tokens([300, 600])
+    model.generation_config.sequence_bias = [[[300, 600], 10.0]]
+    model.generation_config.bad_words_ids = [[600]]
+    vocabulary = trim_vocabulary(model, tokenizer, WORDS, NUM_TOKENS).get_vocab()
+    assert model.generation_config.sequence_bias == [[[vocabulary[first], vocabulary[last]], 10.0]]
+    assert model.generation_config.bad_words_ids == [[vocabulary[last]]]
+
+
 def test_tokens_of_the_chat_template_stay():
     tokenizer = byte_level_bpe()
     model = model_for(tokenizer)

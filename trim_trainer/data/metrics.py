@@ -17,7 +17,10 @@ def choose_metric(metric: str | None, examples: list[ScoredExample]) -> str:
 
     Raises:
         CalibrationError: accuracy is asked for and an example has no choices.
+        ValueError: another metric is asked for.
     """
+    if metric is not None and metric not in METRICS:
+        raise ValueError(f"`metric` is {metric!r}, expected one of {', '.join(METRICS)}, or None.")
     has_choices = all(len(example.choice_ids) > 1 for example in examples)
     if metric == "accuracy" and not has_choices:
         raise CalibrationError(

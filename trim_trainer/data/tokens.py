@@ -35,7 +35,7 @@ def tokenize_examples(dataset: Iterable[dict], tokenizer: ProcessingClass, **set
     texts = TextSettings(**settings)
     rows = read_rows(dataset)
     for row in rows:
-        _check_format(row, texts.dataset_text_field)
+        check_format(row, texts.dataset_text_field)
     return score_rows(rows, partial(prepare_alone, processing_class=tokenizer, settings=texts), texts.max_length)
 
 
@@ -92,7 +92,7 @@ def all_texts(
         raise CalibrationError("The data set is empty, expected at least one text.")
     if formatting_func is None:
         for row in rows:
-            _check_format(row, settings.dataset_text_field)
+            check_format(row, settings.dataset_text_field)
     variants, seen = [], set()
     for row in rows:
         right = row.get("answer", 0) if has_choices(row) else 0
@@ -142,7 +142,8 @@ def _check_text_only(row: dict[str, Any]) -> None:
         )
 
 
-def _check_format(row: dict[str, Any], text_field: str) -> None:
+def check_format(row: dict[str, Any], text_field: str) -> None:
+    """Raise a CalibrationError for a row in none of TRL's formats, or with nothing to score."""
     if not any(column in row for column in (*FORMATS, text_field)):
         raise CalibrationError(
             f"An example has the columns {sorted(row)}, expected one of TRL's formats: `prompt` + `completion`, "

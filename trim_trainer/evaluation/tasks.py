@@ -16,7 +16,7 @@ from ..data.choices import check_choices
 from ..data.examples import IGNORED, ScoredExample
 from ..data.preparation import ProcessingClass, TextSettings, prepare_alone, read_rows
 from ..data.sources import load_source
-from ..data.tokens import tokenize_examples
+from ..data.tokens import check_format, tokenize_examples
 from ..recipe import RecipeArguments, check_settings, load_split, make_parser, take
 from ..records.files import RECIPE_NAME
 from ..records.measurement import EVALUATION
@@ -56,6 +56,8 @@ class Task:
         dataset = self.load()
         if not isinstance(dataset, IterableDataset):  # rows of a stream are checked as they are drawn
             check_choices(dataset, repr(self.name))
+            for row in dataset.select(range(min(1, len(dataset)))):
+                check_format(row, self.texts.dataset_text_field)
 
     def examples(self, tokenizer: ProcessingClass, window: int = 512) -> list[ScoredExample]:
         """The evaluation set as tokens, `limit` of it, prepared as SFTTrainer prepares it.
@@ -73,7 +75,7 @@ class Task:
             check_choices(rows, repr(self.name))
             return tokenize_examples(rows, tokenizer, **asdict(self.texts))
         tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
-        ids = tokenizer("\n\n".join(row[text] for row in dataset if row[text].strip()))["input_ids"]
+        ids = tokenizer("\n\n".join(row[text] for row in dataset if (row[text] or "").strip()))["input_ids"]
         windows = [ids[start : start + window] for start in range(0, len(ids), window)]
         rows = [{"input_ids": part} for part in windows[: self.limit] if len(part) > 1]
         return tokenize_examples(rows, tokenizer)

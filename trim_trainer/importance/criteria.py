@@ -30,12 +30,13 @@ class Criterion:
     scans: bool = False  # leaves out each layer in turn, which is what takes time
     takes_seams: bool = False  # scores the seams between layers as well as it does layers
     breaks_ties: bool = False  # equal scores: the layer with the largest activation norm goes first
+    needs_gradients: bool = False  # of every weight of the layers
     spares_first: bool = False  # the first third of the layers stays, unless it is said which do
 
     def judge(self, calibration: Calibration) -> Scored:
         """Score every layer, and hand over what was measured on the way, also by a function of the user's."""
         values = self.score(calibration)
-        return Scored(values.float().cpu(), calibration.evidence)
+        return Scored(torch.as_tensor(values).float().cpu(), calibration.evidence)  # a list will do
 
 
 def score_sensitivity(calibration: Calibration) -> torch.Tensor:
@@ -110,7 +111,7 @@ CRITERIA = {
     "activation_norm": Criterion(score_activation_norm, TRIMLLM, scans=True),
     "block_influence": Criterion(score_block_influence, "https://huggingface.co/papers/2403.03853"),
     "angular": Criterion(score_angular, "https://huggingface.co/papers/2403.17887"),
-    "taylor": Criterion(score_taylor, "https://huggingface.co/papers/2402.02834"),
+    "taylor": Criterion(score_taylor, "https://huggingface.co/papers/2402.02834", needs_gradients=True),
     "tail": Criterion(score_tail, "https://huggingface.co/papers/2411.15558"),
     "random": Criterion(score_random),
 }

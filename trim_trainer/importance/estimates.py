@@ -62,6 +62,7 @@ def taylor(model: PreTrainedModel, examples: list[ScoredExample]) -> torch.Tenso
     First-order estimate of what removing each weight costs. Gradients are taken one example and used at once, so that
     they are never all there at the same time.
     """
+    check_gradients(model)
     layers = find_layers(model)
     totals = torch.zeros(len(layers), dtype=torch.float64)
     was_training = model.training
@@ -79,24 +80,44 @@ def taylor(model: PreTrainedModel, examples: list[ScoredExample]) -> torch.Tenso
     return (totals / len(examples)).float()
 
 
+def check_gradients(model: PreTrainedModel) -> None:
+    """Raise a ValueError if a layer has weights of which there is no gradient: quantized ones, or some that are not in memory."""
+    for number, layer in enumerate(find_layers(model)):
+        for name, parameter in layer.named_parameters():
+            if parameter.is_meta or not parameter.is_floating_point():
+                what = (
+                    "is not in memory"
+                    if parameter.is_meta
+                    else f"is quantized ({str(parameter.dtype).removeprefix('torch.')})"
+                )
+                raise ValueError(
+                    f"`importance` is 'taylor', which needs the gradient of every weight, but {name!r} of layer {number} {what}. "
+                    "Set it to 'sensitivity', or load the whole model in plain weights."
+                )
+
+
 @contextmanager
 def _gradients_into(totals: torch.Tensor, layers: nn.ModuleList, model: nn.Module) -> Iterator[None]:
     """Add |weight · gradient| to the layer's total as soon as a gradient is there, and forget the gradient."""
     trained = {parameter: (parameter.requires_grad, parameter.grad) for parameter in model.parameters()}
+    layers_of: dict[nn.Parameter, list[int]] = {}  # several where layers share a weight
+    for number, layer in enumerate(layers):
+        for parameter in layer.parameters():
+            layers_of.setdefault(parameter, []).append(number)
+
+    def collect(parameter):
+        total = (parameter.detach() * parameter.grad).abs().sum().double().cpu()
+        for number in layers_of[parameter]:
+            totals[number] += total
+        parameter.grad = None
+
     with ExitStack() as hooks:
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
-            parameter.grad = None
-        for number, layer in enumerate(layers):
-            for parameter in layer.parameters():
-
-                def collect(parameter, number=number):
-                    totals[number] += (parameter.detach() * parameter.grad).abs().sum().double().cpu()
-                    parameter.grad = None
-
-                parameter.requires_grad_(True)
-                hooks.callback(parameter.register_post_accumulate_grad_hook(collect).remove)
         try:
+            for parameter in model.parameters():
+                parameter.requires_grad_(parameter in layers_of)
+                parameter.grad = None
+            for parameter in layers_of:
+                hooks.callback(parameter.register_post_accumulate_grad_hook(collect).remove)
             yield
         finally:
             for parameter, (requires_grad, grad) in trained.items():
@@ -119,6 +140,7 @@ def _hidden_states(
 
     model.eval()
     with ExitStack() as hooks:
+        hooks.callback(model.train, was_training)
         for layer in layers:
             hooks.callback(layer.register_forward_pre_hook(enter, with_kwargs=True).remove)
         hooks.callback(layers[-1].register_forward_hook(leave).remove)
@@ -133,4 +155,3 @@ def _hidden_states(
                     "hidden states cannot be compared. Use `importance='sensitivity'`."
                 )
             yield torch.stack([state.float() for state in states]), batch
-    model.train(was_training)

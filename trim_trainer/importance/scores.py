@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
+from accelerate.utils import is_peft_model
 from transformers import PreTrainedModel
 from trl import SFTConfig
 
@@ -20,8 +21,10 @@ from ..scoring.scan import score_choices
 from ..scoring.solutions import solve_takeovers
 from ..scoring.takeover import Takeover
 from ..scoring.trial import choose_layout
+from ..surgery.drop import check_not_compiled
 from .calibration import Calibration, Evidence, Settings
 from .criteria import CriterionLike, criterion_name, find_criterion
+from .estimates import check_gradients
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,17 @@ def calibrate(
     )
 
 
+def _check_model(model: PreTrainedModel) -> None:
+    """Raise a ValueError for a model of which something else than its layers would be scored."""
+    check_not_compiled(model)
+    configs = model.peft_config.values() if is_peft_model(model) else ()
+    if learned := [str(config.peft_type) for config in configs if config.is_prompt_learning]:
+        raise ValueError(
+            f"`model` has an adapter of the kind {learned[0]}, which puts something in front of every prompt: texts would be scored "
+            "in other places than they train in. Score the base model, `model.get_base_model()`."
+        )
+
+
 def score_layers(
     model: PreTrainedModel,
     tokenizer: ProcessingClass,
@@ -130,7 +144,9 @@ def score_layers(
     Raises:
         ValueError: unknown criterion, unusable calibration set, or unsupported architecture.
     """
-    find_criterion(criterion)
+    if find_criterion(criterion).needs_gradients:
+        check_gradients(model)
+    _check_model(model)
     say_import_messages(model)
     rows = read_rows(calibration)
     check_choices(rows, "calibration")

@@ -112,15 +112,15 @@ def _share_rows(parts: list[_Part], row_tokens: int) -> list[list[_Part]]:
     """Put examples whose prompts begin alike (instructions, a system prompt, solved examples) behind that beginning."""
     shared, size, before = [], 0, ()
     for part in sorted(parts, key=lambda part: part.example.prompt_ids):
-        prompt = part.example.prompt_ids
+        prompt, num_tokens = part.example.prompt_ids, part.example.num_tokens
         num_common = common_prefix_length(before, prompt)
-        size += part.example.num_tokens - num_common
+        size += num_tokens - num_common
         # Beside a short beginning, what attention does in vain between the examples would outweigh it.
-        if shared and 4 * num_common >= len(prompt) and size <= row_tokens:
+        if shared and 4 * num_common >= num_tokens and size <= row_tokens:
             shared[-1].append(part)
         else:
             shared.append([part])
-            size = part.example.num_tokens
+            size = num_tokens
         before = prompt
     return shared
 
@@ -196,9 +196,9 @@ def _tree_masks(model: PreTrainedModel, seen: torch.Tensor, positions: torch.Ten
     """
     config = text_config(model.config)
     window, chunk = getattr(config, "sliding_window", None), getattr(config, "attention_chunk_size", None)
-    distance = positions[:, :, None] - positions[:, None, :]
-    masks = {"full_attention": seen}
-    masks["sliding_attention"] = seen & (distance < window) if isinstance(window, int) else seen
+    masks = {"full_attention": seen, "sliding_attention": seen}
+    if isinstance(window, int):
+        masks["sliding_attention"] = seen & (positions[:, :, None] - positions[:, None, :] < window)
     if isinstance(chunk, int):
         masks["chunked_attention"] = seen & (positions[:, :, None] // chunk == positions[:, None, :] // chunk)
     types = set(getattr(config, "layer_types", None) or ()) & masks.keys()

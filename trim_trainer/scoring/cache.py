@@ -25,9 +25,11 @@ def measure_cache(model: PreTrainedModel, dtype: torch.dtype | None = None) -> C
     """
     was_training = model.training
     model.eval()
-    with plain_forward(model), torch.autocast(model.device.type, enabled=False):
-        caches = [_cache_of(model, num_tokens) for num_tokens in (1, 2, NUM_CHECKED)]
-    model.train(was_training)
+    try:
+        with plain_forward(model), torch.autocast(model.device.type, enabled=False):
+            caches = [_cache_of(model, num_tokens) for num_tokens in (1, 2, NUM_CHECKED)]
+    finally:
+        model.train(was_training)
     if not all(isinstance(cache, Cache) and hasattr(cache, "layers") for cache in caches):
         return None
     sizes = [[_num_bytes(layer, dtype or model.dtype) for layer in cache.layers] for cache in caches]

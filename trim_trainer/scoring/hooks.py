@@ -100,7 +100,10 @@ def record_squares(stack: nn.ModuleList, batch: Batch) -> Iterator[list[torch.Te
         hidden = hidden_of(output)
         if isinstance(hidden, torch.Tensor) and hidden.shape[1:2] == batch.shape[1:] and hidden.ndim == 3:
             of_tokens = hidden[: batch.shape[0]].float().square().sum(-1)  # (rows, seq)
-            squares.append(of_tokens[batch.counted_rows, batch.counted_positions] * batch.counts)
+            squares.append(
+                of_tokens[batch.counted_rows.to(hidden.device), batch.counted_positions.to(hidden.device)]
+                * batch.counts.to(hidden.device)
+            )
         else:
             squares.append(torch.full(batch.counts.shape, torch.nan))
 

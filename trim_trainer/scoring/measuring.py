@@ -59,14 +59,23 @@ def measure_model(
 
 
 def _adapter_parameters(model: PreTrainedModel) -> Iterator[torch.nn.Parameter]:
+    """What a merged checkpoint does not have: adapters, and modules in whose place copies were trained."""
     if not is_peft_available():
         return
     from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
 
-    for module in model.modules():
+    replaced = []  # by a copy that trains: what the places of the originals begin with
+    for path, module in model.named_modules():
         if isinstance(module, BaseTunerLayer):
             for name in module.adapter_layer_names:
                 yield from getattr(module, name).parameters()
+        elif isinstance(module, ModulesToSaveWrapper):
+            replaced.append(f"{path}.original_module.")
+    originals, others = set(), set()  # one may be tied to what stays
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        (originals if name.startswith(tuple(replaced)) else others).add(parameter)
+    yield from originals - others
 
 
 def _sizes(parameters: list[torch.nn.Parameter]) -> Iterator[int]:

@@ -77,6 +77,7 @@ def find_projections(
             the layer sees something else than a state per token.
     """
     layers, was_training = find_layers(model), model.training
+    _check_plain(model, layers)
     places = {**{number: number for number in sorted(numbers)}, **{seam: seam.front for seam in joined}}
     (batch,) = make_batches(model, [example], False)
     calls: dict[int, tuple] = {}
@@ -99,6 +100,21 @@ def find_projections(
             place: _find(model, joined.get(place) or layers[number], place, *calls[number], batch.shape)
             for place, number in places.items()
         }
+
+
+def _check_plain(model: PreTrainedModel, layers: nn.ModuleList) -> None:
+    """Raise an UnsupportedArchitectureError for weights that no solution can be written to."""
+    weights = list(layers.named_parameters())
+    rules = {
+        "under an adapter": any(".base_layer." in name for name, _ in weights),
+        "quantized": not all(weight.is_floating_point() for _, weight in weights),
+        "not in memory": any(weight.is_meta for _, weight in weights),
+    }
+    if why := next((why for why, is_so in rules.items() if is_so), None):
+        raise UnsupportedArchitectureError(
+            f"Weights of {type(model).__name__} are {why}, so no layer can stand in for those behind it. Set "
+            "`compensation_size` to 0, or leave `compensation` out."
+        )
 
 
 def _find(

@@ -121,7 +121,7 @@ def _run(
             ):
                 log_probs = _cropped(model, batch) if layout.crops_head else _whole(model, batch)
             totals.index_add_(1, batch.choices.cpu(), log_probs.cpu().double())
-            squares.index_add_(1, batch.counted_examples.cpu(), torch.stack(found).cpu().double())
+            squares.index_add_(1, batch.counted_examples.cpu(), torch.stack([each.cpu() for each in found]).double())
             progress.update(batch.num_examples)
     finally:
         model.train(was_training)

@@ -21,6 +21,10 @@ NUM_TIMED_RUNS = 5
 NUM_WARM_UP_TOKENS = 2
 NUM_PAIRS = (7, 11, 15, 23, 31)  # of runs in turns, after which the ratio is looked at
 MAX_SECONDS = 60.0  # no more pairs than the first seven are timed beyond
+# One token at a time, whatever the checkpoint's own generation config asks for besides.
+GREEDY = {
+    "do_sample": False, "num_beams": 1, "num_return_sequences": 1, "stop_strings": None, "pad_token_id": 0, "use_cache": True,
+}  # fmt: skip
 PREFILL_SHAPE = (8, 128)  # prompts, tokens each
 
 
@@ -31,10 +35,10 @@ def measure_tokens_per_second(model: PreTrainedModel, num_runs: int = NUM_TIMED_
     machine can only make a run slower, so the best one says most about the model.
     """
     prompt = torch.ones(1, 8, dtype=torch.long, device=model.device)
-    options = {"attention_mask": torch.ones_like(prompt), "do_sample": False, "pad_token_id": 0, "use_cache": True}
+    mask = torch.ones_like(prompt)
 
     def decode(num_tokens: int) -> None:
-        model.generate(prompt, **options, min_new_tokens=num_tokens, max_new_tokens=num_tokens)
+        model.generate(prompt, attention_mask=mask, **GREEDY, min_new_tokens=num_tokens, max_new_tokens=num_tokens)
 
     warm_up = partial(decode, NUM_WARM_UP_TOKENS)
     return NUM_TIMED_TOKENS / _best_seconds(model, partial(decode, NUM_TIMED_TOKENS), warm_up, num_runs)
@@ -120,15 +124,17 @@ def _best_seconds(
     was_training = model.training
     model.eval()
     seconds = []
-    with plain_forward(model), torch.autocast(model.device.type, enabled=False):
-        warm_up()
-        for _ in range(num_runs):
-            start = time.perf_counter()
-            run()
-            if model.device.type == "cuda":
-                torch.cuda.synchronize(model.device)
-            seconds.append(time.perf_counter() - start)
-    model.train(was_training)
+    try:
+        with plain_forward(model), torch.autocast(model.device.type, enabled=False):
+            warm_up()
+            for _ in range(num_runs):
+                start = time.perf_counter()
+                run()
+                if model.device.type == "cuda":
+                    torch.cuda.synchronize(model.device)
+                seconds.append(time.perf_counter() - start)
+    finally:
+        model.train(was_training)
     return min(seconds)
 
 

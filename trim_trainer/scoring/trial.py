@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from ..architectures.configs import text_config
@@ -19,6 +20,8 @@ from .scan import scan_layers, score_choices
 logger = logging.getLogger(__name__)
 ROUNDING = 2e-5  # share of a log-probability that differs between batch shapes in single precision
 MANY_LAYERS, NUM_LAYERS_TRIED, NUM_CHOICES_TRIED, MANY_TOKENS = 8, 4, 2, 8  # by `choose_layout`
+# Kinds of layers in which the mask alone says which tokens see each other.
+ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 MISFITS = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError)
 
 
@@ -53,10 +56,8 @@ def choose_layout(model: PreTrainedModel, examples: list[ScoredExample], with_se
                 f"Layers of {type(model).__name__} cannot be left out one at a time ({type(error).__name__}: {error}). "
                 "Choose them yourself and call `drop_layers`."
             ) from error
-        num_scored = max(map(len, tried[0].choice_ids)) + len(tried[0].prompt_labels)
-        # Rounding of 16-bit weights differs between batch shapes; a wrong mask or state is off by whole nats.
-        tolerance = num_scored * (1e-4 if model.dtype == torch.float32 else 5e-2)
-        for layout in LAYOUTS:
+        tolerance = _tolerance(tried, 1e-4 if model.dtype == torch.float32 else 5e-2)
+        for layout in LAYOUTS if not _hands_on(model) else [each for each in LAYOUTS if not each.is_packed]:
             problem = _misfit(model, tried, layout, tried_cuts, truth, tolerance)
             if problem is None:
                 return layout
@@ -65,6 +66,24 @@ def choose_layout(model: PreTrainedModel, examples: list[ScoredExample], with_se
         "Calibration runs one choice at a time, several times as slow: batches are not exact (%s).", problem
     )
     return ONE_BY_ONE
+
+
+def _tolerance(tried: list[ScoredExample], per_token: float) -> torch.Tensor:
+    """Return (choices,), by how many nats each may be off, on the CPU.
+
+    Rounding of 16-bit weights differs between batch shapes; a wrong mask or state is off by whole nats of a long text, and by
+    less of the short ends that are tried for what leaks from one into the other.
+    """
+    longest = max(map(len, tried[0].choice_ids)) + len(tried[0].prompt_labels)
+    scored = [longest] * sum(len(example.choice_ids) for example in tried[:-1])
+    scored += [min(longest, max(1, len(end))) for end in tried[-1].choice_ids]
+    return per_token * torch.tensor(scored, dtype=torch.float64)
+
+
+def _hands_on(model: PreTrainedModel) -> bool:
+    """Whether layers mix the tokens of a row by their places in it: recurrence and convolutions ask no mask who sees whom."""
+    types = set(getattr(text_config(model.config), "layer_types", None) or ())
+    return not types <= ATTENTION or any(isinstance(each, nn.Conv1d) for each in find_layers(model).modules())
 
 
 def _check_runs(model: PreTrainedModel, tried: list[ScoredExample]) -> None:
@@ -136,7 +155,7 @@ def _forked(example: ScoredExample) -> ScoredExample:
 
 
 def _misfit(
-    model: PreTrainedModel, examples, layout: Layout, cuts: list[Cut], truth: torch.Tensor, tolerance: float
+    model: PreTrainedModel, examples, layout: Layout, cuts: list[Cut], truth: torch.Tensor, tolerance: torch.Tensor
 ) -> str | None:
     """Why a layout cannot be used; None: it gives the truth."""
     try:
@@ -144,6 +163,6 @@ def _misfit(
     except MISFITS as raised:
         return f"{type(raised).__name__}: {raised}"
     # Rounding grows with the distance of a choice from likely.
-    if torch.allclose(found, truth, rtol=ROUNDING, atol=tolerance):
+    if ((found - truth).abs() <= tolerance + ROUNDING * truth.abs()).all():
         return None
     return f"off by {(found - truth).abs().max().item():.3g} nats"

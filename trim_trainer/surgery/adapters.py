@@ -11,26 +11,34 @@ from ..architectures.errors import LayerConstraintError
 from ..architectures.fields import renumber
 from ..architectures.kept import CannotSay, Kept
 from ..architectures.module_names import renumber_names
+from ..architectures.modules import find_stacks
 
 TRIMMED = ", trimmed to "  # behind the name of a base model that has all its layers
 # Fields that hold module names, or rules by module name.
 _NAMES = ("target_modules", "exclude_modules", "modules_to_save", "target_parameters")
 _BASE = "base_model_name_or_path"
-_PATTERNS = {"rank_pattern": ("r",), "alpha_pattern": ("lora_alpha", "alpha")}  # and where the usual value stands
+_PARAMETER = " (parameter)"  # behind the name of one, which is no module
+_PATTERNS = {
+    "rank_pattern": ("r",),
+    "alpha_pattern": ("lora_alpha", "alpha"),
+    "n_frequency_pattern": ("n_frequency",),
+}  # and where the usual value stands
 
 
 def trimmed_adapters(model: nn.Module, kept: Kept) -> dict[str, dict[str, Any]]:
     """Return, per adapter, the fields of its config that change when only the layers `kept` stay.
 
     Raises:
-        LayerConstraintError: an adapter repeats layers, or names one as a whole of which halves go to different places.
+        LayerConstraintError: an adapter repeats layers, names one as a whole of which halves go to different places, or would
+            be left without any; or it learns prompts, some of them per layer.
     """
     if not is_peft_model(model):
         return {}
-    named = model.get_base_model().name_or_path
+    base = model.get_base_model()
+    named, stacks = base.name_or_path, tuple(find_stacks(base))
     try:
         return {
-            name: _trimmed(config, kept, _adapted_modules(model, name))
+            name: _trimmed(config, kept, _adapted_modules(model, name), _modules_to_save(model), stacks)
             | {_BASE: _trimmed_name(getattr(config, _BASE) or named, kept)}
             for name, config in model.peft_config.items()
         }
@@ -48,19 +56,36 @@ def _trimmed_name(name: str | None, kept: Kept) -> str:
     return f"{untrimmed_name(name) or ''}{TRIMMED}{len(kept.layers)} layers"
 
 
-def _trimmed(config: Any, kept: Kept, adapted: list[str]) -> dict[str, Any]:
+def _trimmed(config: Any, kept: Kept, adapted: list[str], saved: list[str], stacks: tuple[str, ...]) -> dict[str, Any]:
+    if config.is_prompt_learning:
+        raise LayerConstraintError(
+            f"The adapter is of the kind {config.peft_type}, which puts something in front of the prompt, and part of it may belong "
+            "to a layer. Drop layers of the base model, then train the adapter; or use one inside the layers, such as LoRA."
+        )
+    if _says_numbers(getattr(config, "feedforward_modules", None)):
+        raise LayerConstraintError(
+            f"`feedforward_modules` of the adapter is {config.feedforward_modules}, which names layers by number, and "
+            "`target_modules` would have to name the same ones when layers go. Name the modules without numbers."
+        )
+    if (adapted or saved) and not renumber_names([*adapted, *saved], kept, stacks):
+        raise LayerConstraintError(
+            f"Only layers that would be dropped have the adapter ({', '.join(adapted[:2])}, ...), and PEFT takes one that is on "
+            "no layer for one on all. Keep one of them, or adapt more layers."
+        )
     if getattr(config, "layer_replication", None):
         raise LayerConstraintError(
             f"`layer_replication` of the adapter is {config.layer_replication}: layers that are repeated cannot be dropped."
         )
-    fields = {name: renumber_names(value, kept) for name in _NAMES if (value := getattr(config, name, None))}
+    fields = {name: renumber_names(value, kept, stacks) for name in _NAMES if (value := getattr(config, name, None))}
     transformed = getattr(config, "layers_to_transform", None)
     numbers = [transformed] if isinstance(transformed, int) else transformed
     is_split = numbers is not None and renumber(numbers, kept.of_attention) != renumber(numbers, kept.of_mlps)
     if is_split or any(_says_numbers(getattr(config, name, None)) for name in ("target_modules", "exclude_modules")):
-        fields |= {"target_modules": set(renumber_names(adapted, kept)), "exclude_modules": None}
+        modules = [name for name in adapted if not name.endswith(_PARAMETER)]
+        fields |= {"target_modules": set(renumber_names(modules, kept, stacks)), "exclude_modules": None}
+    adapted = [name.removesuffix(_PARAMETER) for name in adapted]
     for name, (pattern, otherwise) in _patterns(config).items():
-        fields[name] = renumber_names(_by_module(pattern, otherwise, adapted), kept)
+        fields[name] = renumber_names(_by_module(pattern, otherwise, adapted), kept, stacks)
     if is_split:  # the modules are listed one by one now
         fields |= {"layers_to_transform": None, "layers_pattern": None}
     elif numbers is not None:
@@ -97,13 +122,24 @@ def _by_module(pattern: dict[str, Any], otherwise: Any, adapted: list[str]) -> d
 
 
 def _adapted_modules(model: nn.Module, adapter: str) -> list[str]:
-    """Names, in the base model, of the modules that an adapter is in, but for those of which it adapts a parameter."""
+    """Names, in the base model, of the modules that an adapter is in, and of parameters that it adapts, marked as such."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    found = []
+    for name, module in model.get_base_model().named_modules():
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        if any(adapter in getattr(module, part, ()) for part in module.adapter_layer_names):
+            plain = name.replace(".base_layer", "")
+            is_parameter = hasattr(module, "parameter_name")
+            found.append(f"{plain}.{module.parameter_name}{_PARAMETER}" if is_parameter else plain)
+    return found
+
+
+def _modules_to_save(model: nn.Module) -> list[str]:
+    """Names, in the base model, of the modules that train whole beside an adapter."""
+    from peft.utils import AuxiliaryTrainingWrapper
+
     return [
-        name.replace(".base_layer", "")
-        for name, module in model.get_base_model().named_modules()
-        if isinstance(module, BaseTunerLayer)
-        and not hasattr(module, "parameter_name")
-        and any(adapter in getattr(module, part, ()) for part in module.adapter_layer_names)
+        name for name, module in model.get_base_model().named_modules() if isinstance(module, AuxiliaryTrainingWrapper)
     ]

@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Iterable
 
-from accelerate.utils import is_peft_model
+from accelerate.utils import is_compiled_module, is_peft_model
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -55,10 +55,11 @@ def drop_layers(
     Raises:
         UnsupportedArchitectureError: no layer of this model can be dropped; or its layers have no halves to join.
         LayerConstraintError: these layers have to stay, see `droppable_layers`.
-        ValueError: a number is out of range or given twice, or no layer would be left; a seam is not one of neighbours.
+        ValueError: a number is out of range or given twice, or no layer would be left; a seam is not one of neighbours; or the
+            model is wrapped by `torch.compile`, or has an adapter that PEFT's own model does not hold.
         SurgeryError: the layers that are left are not those that the new config describes.
     """
-    base = model.get_base_model() if is_peft_model(model) else model
+    base = _plain_model(model)
     stacks = find_stacks(base)
     depth = len(next(iter(stacks.values())))
     cuts = check_cuts(layers, seams, depth)
@@ -72,6 +73,28 @@ def drop_layers(
     adopt_constants(base, rehearsed, expected)
     for name, fields in adapters.items():
         vars(model.peft_config[name]).update(fields)
+    return model
+
+
+def check_not_compiled(model: PreTrainedModel) -> None:
+    """Raise a ValueError for what `torch.compile` returned: a wrapper that has neither layers nor config of its own."""
+    if is_compiled_module(model):
+        raise ValueError(
+            "`model` is what `torch.compile` returned, a wrapper. Pass the model in it, `model._orig_mod`, or compile in place, "
+            "by `model.compile()`."
+        )
+
+
+def _plain_model(model: PreTrainedModel) -> PreTrainedModel:
+    """The model inside adapters; or a ValueError where none can be told from them."""
+    check_not_compiled(model)
+    if is_peft_model(model):
+        return model.get_base_model()
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(
+            "`model` has an adapter that `add_adapter` or `load_adapter` put into it. Make it by `peft.get_peft_model`, whose "
+            "configs follow the layers, or merge it first."
+        )
     return model
 
 

@@ -26,7 +26,8 @@ from ..data.preparation import read_rows
 from ..data.tokens import score_rows
 from ..hub.card_files import write_card
 from ..import_messages import say_import_messages
-from ..importance.criteria import CriterionLike
+from ..importance.criteria import CriterionLike, find_criterion
+from ..importance.estimates import check_gradients
 from ..records.files import DEPTH_DIR
 from ..records.history import TrimHistory
 from ..records.run_record import RunRecord
@@ -144,6 +145,8 @@ class TrimTrainer(HookedTrainer):
         check_router_loss(self)
         if is_peft_model(self.model):
             check_adapters(self.model, args.merge_adapter)
+        if find_criterion(importance or args.importance).needs_gradients:
+            check_gradients(self.causal_lm)
         examples = self.tokenize_examples(calibration_dataset)
         keep_order(self.model)
         look = cache(partial(why_none_takes_over, self, examples))

@@ -143,8 +143,27 @@ class Trimming:
         """Layers, and seams, (numbers of the model as it is now) that can go in addition to `chosen`."""
         owners = [half // 2 for half in _sublayers(self.history)]
         protected = set(self.settings.protected_layers)
+        protected |= {owners[2 * layer] for layer in self._last_to_train(chosen)}
         cuts = droppable_cuts(self.run.causal_lm, chosen, self.settings.with_seams)
         return {cut for cut in cuts if not protected & {owners[half] for half in sublayers(cut)}}
+
+    def _last_to_train(self, chosen: tuple[Cut, ...]) -> list[int]:
+        """The one layer (number of the model as it is now) behind `chosen` without which nothing would train any more, if any.
+
+        An adapter may be on a few layers only, or a script may have frozen the others.
+        """
+        wanted = self._wanted or WantedTraining(self.run.model)
+        layers = find_layers(self.run.causal_lm)
+        inside = {parameter for layer in layers for parameter in layer.parameters()}
+        if any(wanted.trains(each) for each in self.run.model.parameters() if each not in inside):
+            return []
+        gone = {cut for cut in chosen if not isinstance(cut, Seam)}
+        left = [
+            number
+            for number, layer in enumerate(layers)
+            if number not in gone and any(map(wanted.trains, layer.parameters()))
+        ]
+        return left if len(left) == 1 else []
 
     def score(self) -> LayerScores:
         """Score every candidate that is left: how good is the model on the calibration set without it?

@@ -9,7 +9,9 @@ from transformers import GenerationConfig, PretrainedConfig
 from .errors import VocabularyError
 
 SIZE = "vocab_size"
-_IDS = re.compile(r"(.*_)?token_ids?|.*_token_index|(begin_)?suppress_tokens|forced_decoder_ids|(bad|force)_words_ids")
+_IDS = re.compile(
+    r"(.*_)?token_ids?|.*_token_index|(begin_)?suppress_tokens|forced_decoder_ids|(bad|force)_words_ids|sequence_bias"
+)
 _COUNTS = re.compile(r"(?!(task_)?type_).*(vocab|num_embeddings).*")  # BERT's types of tokens are none
 Config = PretrainedConfig | GenerationConfig
 
@@ -60,7 +62,7 @@ def resize(config: PretrainedConfig, num_before: int, num_tokens: int) -> None:
 
 
 def _flat(value: Any) -> Iterator[int]:
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple, dict)):  # of a dict the keys: sequences and their bias
         for each in value:
             yield from _flat(each)
     elif isinstance(value, int) and not isinstance(value, bool):
@@ -70,4 +72,6 @@ def _flat(value: Any) -> Iterator[int]:
 def _mapped(value: Any, new: Callable[[int], int]) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(_mapped(each, new) for each in value)
+    if isinstance(value, dict):
+        return {_mapped(each, new): bias for each, bias in value.items()}
     return new(value) if isinstance(value, int) and not isinstance(value, bool) else value
