@@ -177,7 +177,9 @@ def _coming_back(trainer) -> Iterator[None]:
     finally:
         trimming.bring_back()
         for each, attributes in was:
-            vars(each).clear()  # what only the members have: their recipe
+            for name in vars(each).keys() - attributes.keys():
+                if hasattr(type(each), name):  # what the class says was hidden, such as that there is no recipe
+                    del vars(each)[name]
             vars(each).update(attributes)
         trimming.take_out_dropped()
         _load(trainer.model, weights)
