@@ -620,6 +620,7 @@ TABLES = {
     "lora": lora,
     "frontier": lambda: table(*frontier_table.lines()),
     "second_model": lambda: table(*other_models.lines("gemma")),
+    "third_model": lambda: table(*other_models.lines("qwen")),
 }
 
 

@@ -77,7 +77,6 @@ def find_projections(
             the layer sees something else than a state per token.
     """
     layers, was_training = find_layers(model), model.training
-    _check_plain(model, layers)
     places = {**{number: number for number in sorted(numbers)}, **{seam: seam.front for seam in joined}}
     (batch,) = make_batches(model, [example], False)
     calls: dict[int, tuple] = {}
@@ -102,9 +101,9 @@ def find_projections(
         }
 
 
-def _check_plain(model: PreTrainedModel, layers: nn.ModuleList) -> None:
-    """Raise an UnsupportedArchitectureError for weights that no solution can be written to."""
-    weights = list(layers.named_parameters())
+def check_plain(model: PreTrainedModel) -> None:
+    """Raise an UnsupportedArchitectureError for weights that no solution can be written to, whatever stands behind them."""
+    weights = list(find_layers(model).named_parameters())
     rules = {
         "under an adapter": any(".base_layer." in name for name, _ in weights),
         "quantized": not all(weight.is_floating_point() for _, weight in weights),

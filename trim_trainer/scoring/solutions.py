@@ -12,7 +12,7 @@ from ..architectures.modules import find_layers
 from ..data.examples import ScoredExample
 from .hooks import joined_layers
 from .passes import record
-from .projection import find_projections
+from .projection import check_plain, find_projections
 from .regression import Regression
 from .takeover import Takeover
 
@@ -45,8 +45,10 @@ def solve_takeovers(
         Candidate -> what is taken over.
 
     Raises:
-        UnsupportedArchitectureError: a layer has no projection that could, see `check_compensation`.
+        UnsupportedArchitectureError: a layer has no projection that could, see `check_compensation`; or weights are quantized,
+            under an adapter or not in memory.
     """
+    check_plain(model)
     layers, found = find_layers(model), {}
     cuts = sorted(set(candidates) - {0}, key=sublayers)
     joined = joined_layers(model, cuts)
