@@ -619,8 +619,8 @@ TABLES = {
     "sublayers": sublayers,
     "lora": lora,
     "frontier": lambda: table(*frontier_table.lines()),
-    "second_model": lambda: table(*other_models.lines("gemma")),
-    "third_model": lambda: table(*other_models.lines("qwen")),
+    "second_model": lambda: table(*other_models.lines("gemma", rises=False)),
+    "third_model": lambda: table(*other_models.lines("qwen", rises=True)),
 }
 
 

@@ -14,9 +14,8 @@ TASKS = {"fpb": "news", "medmcqa_subject": "medicine", "cuad_yesno": "law"}
 DIFFERENT = {
     "one layer at a time": {"layers_per_trim": "1"},
     "first steps": {"trim_steps": "1"},
-    "the rate rises": {"scale_learning_rate": "True"},
-    "the rate stays": {"scale_learning_rate": "False"},
 }
+RISES = {"scale_learning_rate": "True"}
 HEADER = [
     "", "rate", "layers", "seeds", "accuracy", "loss", "points over full depth at its best rate", "layers that went",
 ]  # fmt: skip
@@ -31,9 +30,11 @@ class Cell(NamedTuple):
     rate: str
 
     @classmethod
-    def of(cls, row: dict) -> "Cell":
-        """That of a run."""
+    def of(cls, row: dict, rises: bool) -> "Cell":
+        """That of a run; `rises`: by the default the rate does."""
         differs = tuple(title for title, fields in DIFFERENT.items() if row.items() >= fields.items())
+        if (row.items() >= RISES.items()) != rises:
+            differs += ("the rate stays" if rises else "the rate rises",)
         method = row["method"]
         return cls(row["dataset_name"], method, differs if method == "progressive" else (), row["learning_rate"])
 
@@ -51,12 +52,12 @@ class Cell(NamedTuple):
         return list(TASKS).index(self.task), list(METHODS).index(self.method), self.differs, -float(self.rate)
 
 
-def lines(name: str) -> list[list[str]]:
-    """A line for each method on a task and its rate, over its seeds, from the CSV of that name."""
+def lines(name: str, rises: bool) -> list[list[str]]:
+    """A line for each method on a task and its rate, over its seeds, from the CSV of a model on which the rate `rises` or not."""
     found = [HEADER]
     cells: dict[Cell, dict[str, dict]] = {}  # -> seed -> row
     for row in sorted(read(f"{name}.csv"), key=lambda row: row["seed"]):
-        cells.setdefault(Cell.of(row), {})[row["seed"]] = row
+        cells.setdefault(Cell.of(row, rises), {})[row["seed"]] = row
     for cell in sorted(cells, key=lambda cell: cell.place):
         runs = list(cells[cell].values())
         found.append(
