@@ -112,7 +112,7 @@ def main() -> None:
         dequantize(folder, path.name, args.output)
     if model.one_embedding:
         tie(args.output)
-    print(f"{args.output}: a checkpoint in float32, under the {model.terms}")
+    print(f"{args.output}: a checkpoint in float32. Terms of use: {model.terms}")
 
 
 if __name__ == "__main__":
