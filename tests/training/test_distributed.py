@@ -43,7 +43,8 @@ def assert_same_run(one, other):
     expected, found = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
     assert expected.keys() == found.keys()
     for name, tensor in expected.items():
-        assert_close(found[name], tensor, atol=1e-4, rtol=1e-3)
+        # AdamW makes steps of one size of gradients that are nothing but rounding: 1.4e-4 on an Intel Xeon, with steps of 5e-3.
+        assert_close(found[name], tensor, atol=5e-4, rtol=1e-3)
 
 
 @pytest.mark.slow
