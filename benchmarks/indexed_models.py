@@ -31,9 +31,7 @@ class IndexedModel(NamedTuple):
     sha256: str  # of the whole
     header: dict[str, str]  # what the file says of itself
     terms: str
-    one_embedding: bool = (
-        False  # the model has one matrix as embedding and head, of which the file keeps two roundings
-    )
+    one_embedding: bool = False  # as head too; the file keeps two roundings of it
 
 
 MODELS = {

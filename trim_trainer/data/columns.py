@@ -8,6 +8,8 @@ from typing import Any
 import jinja2
 from datasets import Dataset, IterableDataset
 
+from .contents import column_names
+
 
 class ColumnError(ValueError):
     """The columns of a data set are not as the recipe says; the message names field, value and columns."""
@@ -37,7 +39,7 @@ class Columns:
         Raises:
             ColumnError: a template or a column does not give what is expected, in the first row where that is so.
         """
-        columns = _columns_of(dataset)
+        columns = column_names(dataset)
         text, target = _reader(self.text, columns), _reader(self.target, columns)
         choice = _choices_reader(self.choice, columns)
         is_filled_in = not _is_column(self.target, columns)
@@ -83,11 +85,6 @@ def _read(reader: Callable[[dict], Any], row: dict[str, Any], what: str) -> Any:
         return reader(row)
     except (jinja2.UndefinedError, KeyError) as error:
         raise ColumnError(f"{what} cannot be filled in: {error}. Columns: {', '.join(row)}.") from error
-
-
-def _columns_of(dataset: Dataset | IterableDataset) -> list[str]:
-    """Names of the columns; those of a stream that does not say are in its first row."""
-    return dataset.column_names or list(next(iter(dataset), {}))
 
 
 def _is_column(source: str, columns: list[str]) -> bool:

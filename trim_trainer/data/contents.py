@@ -25,6 +25,11 @@ def plain_rows(dataset: Iterable[dict]) -> Iterable[dict]:
     return map(plain, dataset)
 
 
+def column_names(dataset: Dataset | IterableDataset) -> list[str]:
+    """Names of the columns; those of a stream that does not say are in its first row."""
+    return dataset.column_names or list(next(iter(dataset), {}))
+
+
 def plain(value: Any) -> Any:
     """Arrays, tensors and their scalars, nested or not, as Python; anything else as it is."""
     if type(value) in _SCALARS:

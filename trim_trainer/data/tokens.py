@@ -10,6 +10,7 @@ from datasets import Dataset, IterableDataset
 from trl.data_utils import common_prefix_length
 
 from .choices import CalibrationError, has_choices
+from .contents import column_names
 from .examples import IGNORED, ScoredExample
 from .preparation import ProcessingClass, TextSettings, WithoutTrainer, prepare, prepare_alone, read_rows
 
@@ -129,8 +130,7 @@ def image_column(row: dict[str, Any]) -> str | None:
 
 def may_have_images(dataset: Dataset | IterableDataset) -> bool:
     """Whether a data set has a column of images, in whichever of its rows; it is not read to its end."""
-    columns = dataset.column_names or next(iter(dataset), {})
-    return not set(IMAGES).isdisjoint(columns)
+    return not set(IMAGES).isdisjoint(column_names(dataset))
 
 
 def _check_text_only(row: dict[str, Any]) -> None:

@@ -57,7 +57,8 @@ def choose_layout(model: PreTrainedModel, examples: list[ScoredExample], with_se
                 "Choose them yourself and call `drop_layers`."
             ) from error
         tolerance = _tolerance(tried, 1e-4 if model.dtype == torch.float32 else 5e-2)
-        for layout in LAYOUTS if not _hands_on(model) else [each for each in LAYOUTS if not each.is_packed]:
+        hands_on = _hands_on(model)
+        for layout in (each for each in LAYOUTS if not (hands_on and each.is_packed)):
             problem = _misfit(model, tried, layout, tried_cuts, truth, tolerance)
             if problem is None:
                 return layout

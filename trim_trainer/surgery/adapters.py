@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from accelerate.utils import is_peft_model
 from torch import nn
@@ -17,12 +17,19 @@ TRIMMED = ", trimmed to "  # behind the name of a base model that has all its la
 # Fields that hold module names, or rules by module name.
 _NAMES = ("target_modules", "exclude_modules", "modules_to_save", "target_parameters")
 _BASE = "base_model_name_or_path"
-_PARAMETER = " (parameter)"  # behind the name of one, which is no module
 _PATTERNS = {
     "rank_pattern": ("r",),
     "alpha_pattern": ("lora_alpha", "alpha"),
     "n_frequency_pattern": ("n_frequency",),
 }  # and where the usual value stands
+
+
+class _Adapted(NamedTuple):
+    """What an adapter is in, by names in the base model."""
+
+    modules: list[str]
+    parameters: list[str]  # of modules that it is not in itself
+    saved: list[str]  # modules that train whole beside it
 
 
 def trimmed_adapters(model: nn.Module, kept: Kept) -> dict[str, dict[str, Any]]:
@@ -38,7 +45,7 @@ def trimmed_adapters(model: nn.Module, kept: Kept) -> dict[str, dict[str, Any]]:
     named, stacks = base.name_or_path, tuple(find_stacks(base))
     try:
         return {
-            name: _trimmed(config, kept, _adapted_modules(model, name), _modules_to_save(model), stacks)
+            name: _trimmed(config, kept, _adapted(model, name), stacks)
             | {_BASE: _trimmed_name(getattr(config, _BASE) or named, kept)}
             for name, config in model.peft_config.items()
         }
@@ -56,7 +63,7 @@ def _trimmed_name(name: str | None, kept: Kept) -> str:
     return f"{untrimmed_name(name) or ''}{TRIMMED}{len(kept.layers)} layers"
 
 
-def _trimmed(config: Any, kept: Kept, adapted: list[str], saved: list[str], stacks: tuple[str, ...]) -> dict[str, Any]:
+def _trimmed(config: Any, kept: Kept, adapted: _Adapted, stacks: tuple[str, ...]) -> dict[str, Any]:
     if config.is_prompt_learning:
         raise LayerConstraintError(
             f"The adapter is of the kind {config.peft_type}, which puts something in front of the prompt, and part of it may belong "
@@ -67,9 +74,10 @@ def _trimmed(config: Any, kept: Kept, adapted: list[str], saved: list[str], stac
             f"`feedforward_modules` of the adapter is {config.feedforward_modules}, which names layers by number, and "
             "`target_modules` would have to name the same ones when layers go. Name the modules without numbers."
         )
-    if (adapted or saved) and not renumber_names([*adapted, *saved], kept, stacks):
+    everything = [name for names in adapted for name in names]
+    if everything and not renumber_names(everything, kept, stacks):
         raise LayerConstraintError(
-            f"Only layers that would be dropped have the adapter ({', '.join(adapted[:2])}, ...), and PEFT takes one that is on "
+            f"Only layers that would be dropped have the adapter ({', '.join(everything[:2])}, ...), and PEFT takes one that is on "
             "no layer for one on all. Keep one of them, or adapt more layers."
         )
     if getattr(config, "layer_replication", None):
@@ -81,11 +89,11 @@ def _trimmed(config: Any, kept: Kept, adapted: list[str], saved: list[str], stac
     numbers = [transformed] if isinstance(transformed, int) else transformed
     is_split = numbers is not None and renumber(numbers, kept.of_attention) != renumber(numbers, kept.of_mlps)
     if is_split or any(_says_numbers(getattr(config, name, None)) for name in ("target_modules", "exclude_modules")):
-        modules = [name for name in adapted if not name.endswith(_PARAMETER)]
-        fields |= {"target_modules": set(renumber_names(modules, kept, stacks)), "exclude_modules": None}
-    adapted = [name.removesuffix(_PARAMETER) for name in adapted]
+        fields |= {"target_modules": set(renumber_names(adapted.modules, kept, stacks)), "exclude_modules": None}
     for name, (pattern, otherwise) in _patterns(config).items():
-        fields[name] = renumber_names(_by_module(pattern, otherwise, adapted), kept, stacks)
+        fields[name] = renumber_names(
+            _by_module(pattern, otherwise, [*adapted.modules, *adapted.parameters]), kept, stacks
+        )
     if is_split:  # the modules are listed one by one now
         fields |= {"layers_to_transform": None, "layers_pattern": None}
     elif numbers is not None:
@@ -121,25 +129,21 @@ def _by_module(pattern: dict[str, Any], otherwise: Any, adapted: list[str]) -> d
     return {name: value for name, value in said.items() if value != otherwise}
 
 
-def _adapted_modules(model: nn.Module, adapter: str) -> list[str]:
-    """Names, in the base model, of the modules that an adapter is in, and of parameters that it adapts, marked as such."""
+def _adapted(model: nn.Module, adapter: str) -> _Adapted:
+    """What an adapter is in, by its names in the base model."""
     from peft.tuners.tuners_utils import BaseTunerLayer
-
-    found = []
-    for name, module in model.get_base_model().named_modules():
-        if not isinstance(module, BaseTunerLayer):
-            continue
-        if any(adapter in getattr(module, part, ()) for part in module.adapter_layer_names):
-            plain = name.replace(".base_layer", "")
-            is_parameter = hasattr(module, "parameter_name")
-            found.append(f"{plain}.{module.parameter_name}{_PARAMETER}" if is_parameter else plain)
-    return found
-
-
-def _modules_to_save(model: nn.Module) -> list[str]:
-    """Names, in the base model, of the modules that train whole beside an adapter."""
     from peft.utils import AuxiliaryTrainingWrapper
 
-    return [
-        name for name, module in model.get_base_model().named_modules() if isinstance(module, AuxiliaryTrainingWrapper)
-    ]
+    found = _Adapted([], [], [])
+    for name, module in model.get_base_model().named_modules():
+        plain = name.replace(".base_layer", "")
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            found.saved.append(plain)
+        elif isinstance(module, BaseTunerLayer) and any(
+            adapter in getattr(module, part, ()) for part in module.adapter_layer_names
+        ):
+            if hasattr(module, "parameter_name"):
+                found.parameters.append(f"{plain}.{module.parameter_name}")
+            else:
+                found.modules.append(plain)
+    return found

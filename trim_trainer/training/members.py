@@ -112,7 +112,8 @@ def heal_members(trainer) -> None:
     if not waiting:
         return
     measured = []
-    with _coming_back(trainer), _quiet_reporters(trainer):
+    handler = trainer.callback_handler
+    with _coming_back(trainer), _changed(handler, {"callbacks": _quiet(handler.callbacks)}):
         for depth in waiting:
             logger.info("Depth %d trains on, in %s.", depth, trainer.folder_of(depth))
             measured.append(_heal(trainer, depth))
@@ -126,14 +127,14 @@ def heal_members(trainer) -> None:
 
 
 def _heal(trainer, depth: int) -> Measurement:
-    folder, trimming = trainer.folder_of(depth), trainer.trimming
+    folder, trimming, handler = trainer.folder_of(depth), trainer.trimming, trainer.callback_handler
     trimming.bring_back()
     trimming.history = trimming.history.begun_anew(depth)
     trainer.model.to(trainer.args.device)
     trainer.recipe, trainer.is_member = _recipe_of(trainer, depth), True
     with (
         _changed(trainer.args, ALONE | {"output_dir": str(folder)}),
-        _patience_of(trainer, find_checkpoint(folder, True)),
+        _changed(handler, {"callbacks": _as_in(find_checkpoint(folder, True), handler.callbacks)}),
     ):
         trainer.train_to_target(resume_from_checkpoint=True)
         trainer.save_model(str(folder), _internal_call=True)
@@ -208,30 +209,20 @@ def _load(model, weights: dict[str, torch.Tensor]) -> None:
         parameters[name].copy_(weight)
 
 
-@contextmanager
-def _quiet_reporters(trainer) -> Iterator[None]:
-    """TensorBoard and the others draw one run: the curves of its members would begin anew in the middle of it."""
-    handler = trainer.callback_handler
-    callbacks = handler.callbacks
-    handler.callbacks = [each for each in callbacks if not isinstance(each, tuple(INTEGRATION_TO_CALLBACK.values()))]
-    try:
-        yield
-    finally:
-        handler.callbacks = callbacks
+def _quiet(callbacks: list) -> list:
+    """Without TensorBoard and the others, which draw one run: the curves of its members would begin anew in the middle of it."""
+    return [each for each in callbacks if not isinstance(each, tuple(INTEGRATION_TO_CALLBACK.values()))]
 
 
-@contextmanager
-def _patience_of(trainer, checkpoint: str) -> Iterator[None]:
-    """Within, callbacks that keep a state, such as patience, have that of a checkpoint: copies of them do."""
-    handler, stored = trainer.callback_handler, {}
-    callbacks = handler.callbacks
-    for name, states in TrainerState.load_from_json(f"{checkpoint}/{TRAINER_STATE_NAME}").stateful_callbacks.items():
-        stored[name] = list(states) if isinstance(states, list) else [states]
-    handler.callbacks = [_with_state(each, stored.get(type(each).__name__)) for each in callbacks]
-    try:
-        yield
-    finally:
-        handler.callbacks = callbacks
+def _as_in(checkpoint: str, callbacks: list) -> list:
+    """Callbacks, of which those that keep a state, such as patience, have that of a checkpoint: copies of them do."""
+    stored = {
+        name: list(states) if isinstance(states, list) else [states]
+        for name, states in TrainerState.load_from_json(
+            f"{checkpoint}/{TRAINER_STATE_NAME}"
+        ).stateful_callbacks.items()
+    }
+    return [_with_state(each, stored.get(type(each).__name__)) for each in callbacks]
 
 
 def _with_state(callback, stored: list[dict] | None):
@@ -245,15 +236,15 @@ def _with_state(callback, stored: list[dict] | None):
 
 
 @contextmanager
-def _changed(args, values: dict[str, Any]) -> Iterator[None]:
-    was = {name: getattr(args, name) for name in values}
+def _changed(what, values: dict[str, Any]) -> Iterator[None]:
+    was = {name: getattr(what, name) for name in values}
     for name, value in values.items():
-        setattr(args, name, value)
+        setattr(what, name, value)
     try:
         yield
     finally:
         for name, value in was.items():
-            setattr(args, name, value)
+            setattr(what, name, value)
 
 
 def _end_of(trainer) -> Path:

@@ -54,14 +54,12 @@ def start_pushes(trainer, folder: str) -> list[Future]:
         return []
     if not args.hub_always_push and trainer.push_in_progress is not None and not trainer.push_in_progress.is_done():
         return []
-    api, common = (
-        HfApi(token=args.hub_token),
-        {
-            "repo_id": trainer.hub_model_id,
-            "commit_message": f"Training in progress, step {trainer.state.global_step}",
-            "run_as_future": True,
-        },
-    )
+    api = HfApi(token=args.hub_token)
+    common = {
+        "repo_id": trainer.hub_model_id,
+        "commit_message": f"Training in progress, step {trainer.state.global_step}",
+        "run_as_future": True,
+    }
     # An adapter of a checkpoint to resume from loads nowhere but in its run.
     has_weights = any(kind_of(path.name) == "weights" for path in Path(folder).iterdir())
     jobs = [api.upload_folder(folder_path=folder, allow_patterns=LOADED, **common)] if has_weights else []

@@ -409,10 +409,9 @@ class TrimTrainer(HookedTrainer):
         if self.trimming is None:
             super().create_model_card(model_name, dataset_name, tags)
             return
+        # SFTTrainer writes one beside each checkpoint, and says neither.
         told = {name: value for name, value in {"dataset_name": dataset_name, "tags": tags}.items() if value}
-        self.told_to_card = replace(
-            self.told_to_card, **told
-        )  # SFTTrainer writes one beside each checkpoint, and says neither
+        self.told_to_card = replace(self.told_to_card, **told)
         if self.is_world_process_zero():
             facts = collect_facts(self, model_name)
             write_card(self.args.output_dir, self.history, facts)
